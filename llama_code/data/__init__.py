@@ -1,0 +1,1 @@
+"""Python source to packed rows of tokens: sources -> dedup -> filters -> tokens -> rows."""
