@@ -1,8 +1,8 @@
 """llama-code models: a LLaMA decoder whose parameters have the names and shapes of transformers' `LlamaForCausalLM`.
 
 Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models": pre-normalization with RMSNorm, SwiGLU,
-rotary position embeddings, no biases. This folder is flat and imports nothing of its project but its own files, so that
-it can be copied whole to the Hub.
+rotary position embeddings, no biases. This folder is flat and imports nothing of its project but its own files, so
+that it can be copied whole to the Hub.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class LlamaCodeRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin, each `(batch, seq_len, head_dim)`, for `position_ids` `(batch, seq_len)` in x's dtype."""
+        """Return cos and sin, each `(batch, seq_len, head_dim)` in x's dtype, for `(batch, seq_len)` positions."""
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling

@@ -10,7 +10,9 @@ class SeenDigests:
     """
 
     def __init__(self) -> None:
-        self._connection = sqlite3.connect("")  # an unnamed database: temporary, on disk, removed on close
+        # An unnamed database is temporary, on disk, and removed on close. A generator that uses it may be resumed by
+        # another thread (tokenizers' trainer does so), but only ever by one at a time.
+        self._connection = sqlite3.connect("", check_same_thread=False)
         self._connection.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def add(self, digest: bytes) -> bool:

@@ -59,6 +59,6 @@ def _parses(text: str) -> bool:
         warnings.simplefilter("ignore")  # SyntaxWarnings of other people's code
         try:
             ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nesting beyond the parser's stack
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
             return False
     return True

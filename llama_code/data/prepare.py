@@ -15,7 +15,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +92,7 @@ def load_tokenizer(tokenizer_dir: Path) -> tuple[Tokenizer, int]:
     """
     file = tokenizer_dir / "tokenizer.json"
     if not file.exists():
-        raise UserError(f"tokenizer folder {str(tokenizer_dir)!r} has no tokenizer.json; give one saved by transformers")
+        raise UserError(f"tokenizer {str(tokenizer_dir)!r} has no tokenizer.json; give a folder saved by transformers")
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -148,7 +147,7 @@ def _write(source: Source, tokenizer_dir: Path, tokenizer: Tokenizer, folder: Pa
         "dtype": dtype.name,
         "vocab_size": tokenizer.get_vocab_size(),
         "splits": totals,
-        "read": asdict(counts),
+        "read": {**vars(counts), "dropped": dict(counts.dropped.most_common())},
         "packages": source.packages,
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - started, 1),

@@ -1,6 +1,5 @@
 """Where documents come from: the Python on this machine, folders, data files and Hub data sets."""
 
-import gzip
 import importlib.metadata
 import io
 import json
@@ -15,20 +14,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from llama_code.data.document import Document
 from llama_code.data.filters import MAX_BYTES
 from llama_code.data.split import STANDARD_LIBRARY
 from llama_code.errors import UserError
 
+READ_BUFFER = 2**20
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 # The names that the public code data sets use, in the order in which they are looked for.
 TEXT_COLUMNS = ("content", "text", "code")
 PROJECT_COLUMNS = ("project", "repo_name", "repository_name", "max_stars_repo_name", "repo")
 PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path")
 TEST_FOLDERS = {"test", "tests", "idle_test"}
-SOURCE_FORMS = "'local-python', a folder, a .jsonl or .parquet file (.jsonl also .gz or .zst) or a Hub data set 'owner/name'"
+SOURCE_FORMS = "'local-python', a folder, a .jsonl (also .gz or .zst) or .parquet file, or a Hub data set 'owner/name'"
 OWN_DISTRIBUTION = "llama-code"
 
 
@@ -167,7 +166,7 @@ def _file_source(name: str, files: list[tuple[str, Path]], root: Path | None = N
 
     return Source(
         name,
-        _fingerprint([(project, path, info.st_size, info.st_mtime_ns) for project, path, info in listing]),
+        _fingerprint([name, [(project, path, info.st_size, info.st_mtime_ns) for project, path, info in listing]]),
         documents,
         sum(info.st_size for *_, info in listing) if not any(_is_data(path) for _, path in files) else None,
     )
@@ -207,16 +206,12 @@ def _data_file_documents(path: Path) -> Iterator[Document]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with open(path, "rb") as raw:
-        stream: io.BufferedIOBase
-        if path.name.endswith(".gz"):
-            stream = gzip.GzipFile(fileobj=raw)
-        elif path.name.endswith(".zst"):
-            stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
-        else:
-            stream = raw
-        number = 0
-        try:
+    import pyarrow  # here, because a folder of .py files does not need it
+
+    compression = COMPRESSIONS.get(path.suffix)
+    number = 0
+    try:
+        with io.BufferedReader(pyarrow.input_stream(str(path), compression, READ_BUFFER)) as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
@@ -225,10 +220,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     yield place, json.loads(line)
                 except ValueError as error:
                     raise UserError(f"{place} is no JSON ({error}); a .jsonl file holds one object a line") from error
-        except (OSError, EOFError, zstandard.ZstdError) as error:
-            raise UserError(
-                f"{str(path)!r} cannot be read after line {number} ({error}); give a file that is whole"
-            ) from error
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read after line {number} ({error}); give a whole file") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -247,7 +240,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 number += 1
                 yield f"row {number} of {str(path)!r}", row
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as Parquet ({error}); give a file that is whole") from error
+        raise UserError(f"{str(path)!r} cannot be read as Parquet ({error}); give a whole file") from error
 
 
 def _hub_dataset(spec: str) -> Source:
@@ -274,7 +267,7 @@ def dataset_documents(rows: Iterable[Any], name: str) -> Iterator[Document]:
 
 def _row_document(row: Any, place: str) -> Document:
     if not isinstance(row, dict):
-        raise UserError(f"{place} is a JSON {type(row).__name__}; a row is an object with a column {TEXT_COLUMNS[0]!r}")
+        raise UserError(f"{place} is a JSON {type(row).__name__}; a row is an object with a text column")
     text = _first(row, TEXT_COLUMNS)
     if not isinstance(text, str):
         raise UserError(_no_text_column(place, list(row)))

@@ -1,4 +1,4 @@
-"""llama-code against transformers' LlamaForCausalLM on copied weights: the same logits, losses, gradients and tokens."""
+"""llama-code against transformers' LlamaForCausalLM on copied weights: equal logits, losses, gradients and tokens."""
 
 import pytest
 import torch
@@ -157,9 +157,7 @@ def test_cached_decoding(attention: str, cache: str) -> None:
             position_ids = torch.arange(start, start + chunk.shape[1])[None]
             steps = []
             for i, model in enumerate((ours, llama)):
-                step = model(
-                    input_ids=chunk, past_key_values=caches[i], position_ids=position_ids, use_cache=True
-                )
+                step = model(input_ids=chunk, past_key_values=caches[i], position_ids=position_ids, use_cache=True)
                 caches[i] = step.past_key_values
                 steps.append(step.logits)
             assert_close(steps[0], steps[1])
@@ -172,9 +170,7 @@ def test_greedy_generation_of_a_padded_batch(cache: str) -> None:
     ids, mask = tokens(3, 10), torch.ones(3, 10, dtype=torch.long)
     ids[1, :4], mask[1, :4] = 1, 0
     generated = [
-        model.generate(
-            ids, attention_mask=mask, max_new_tokens=24, do_sample=False, cache_implementation=cache
-        )
+        model.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False, cache_implementation=cache)
         for model in (ours, llama)
     ]
     assert torch.equal(generated[0], generated[1])

@@ -48,9 +48,8 @@ def test_initial_weights_follow_the_initializer_range() -> None:
 
 def small_model() -> LlamaCodeForCausalLM:
     torch.manual_seed(0)
-    return LlamaCodeForCausalLM(
-        LlamaCodeConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    ).eval()
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    return LlamaCodeForCausalLM(LlamaCodeConfig(**shape)).eval()
 
 
 def test_save_and_load_through_the_auto_class(tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_saved_code_loads_where_the_package_is_not_installed(tmp_path: Path) -> 
         "print(type(model).__module__)\n"
         f"torch.save(model(torch.arange(2, 34)[None]).logits, {str(tmp_path / 'logits.pt')!r})\n"
     )
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "", "HOME": str(tmp_path)}
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "transformers_modules" in result.stdout

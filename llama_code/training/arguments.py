@@ -1,0 +1,210 @@
+"""What the command line of train_clm.py takes: the run, the recipe, and every field of TrainingArguments."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from llama_code.errors import UserError
+from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
+
+ROW_LENGTH = 2_048
+SIZES = ("m1", "m2", "m3", "m4", "m5")
+# The paper's protocol, and what suits it; where a value is None it is decided when the run's length is known.
+DEFAULTS: dict[str, Any] = {
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.95,
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}',
+    "seed": 0,
+    "report_to": ["tensorboard"],
+    "save_total_limit": 2,
+    "logging_nan_inf_filter": False,  # it would show a NaN as 0.0
+    "train_sampling_strategy": "sequential",  # the rows are shuffled already
+    "learning_rate": None,
+    "output_dir": None,
+    "bf16": None,
+    "warmup_steps": None,
+    "logging_steps": None,
+    "save_strategy": None,
+    "num_train_epochs": None,
+    "per_device_train_batch_size": None,
+    "gradient_accumulation_steps": None,
+}
+
+
+@dataclass
+class RunArguments:
+    """What is trained on what, and in which batches."""
+
+    config: str = field(default="m1", metadata={"help": "m1 to m5, or a folder with config.json and train.yaml."})
+    dataset: str = field(
+        default="local-python",
+        metadata={
+            "help": "local-python (the Python source on this machine), a folder, a .jsonl or .parquet file, "
+            "or a Hub data set."
+        },
+    )
+    train_tokens: int = field(default=PAPER_TRAIN_TOKENS, metadata={"help": "Length of the run in tokens."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer instead of the family's."}
+    )
+    attn_implementation: str = field(default="sdpa", metadata={"help": "transformers' attention: sdpa, eager, ..."})
+    eval_rows: int = field(
+        default=32, metadata={"help": "Held-out rows of 2,048 tokens on which bits per byte are measured."}
+    )
+    batch_tokens: int | None = field(default=None, metadata={"help": "Tokens of one optimizer step."})
+    paper_batch_rows: int | None = field(
+        default=None, metadata={"help": "Rows of 2,048 tokens of one step in the paper's run of 32,000 tokens."}
+    )
+    micro_batch_rows: int | None = field(
+        default=None, metadata={"help": "Most rows of one forward pass on a GPU; on a CPU it is one."}
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose every number is decided.
+
+    Attributes:
+        size: m1 to m5, or the name of the folder that --config names.
+        config: the model's configuration.
+        arguments: the run's own arguments.
+        training_arguments: for the Trainer, with the batch, warmup and precision filled in.
+        plan: the division into steps.
+        row_length: tokens of a row: 2,048, or the model's context if that is shorter.
+    """
+
+    size: str
+    config: PreTrainedConfig
+    arguments: RunArguments
+    training_arguments: TrainingArguments
+    plan: BatchPlan
+    row_length: int
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; python train_clm.py --help lists the arguments")
+
+
+def parse_run(argv: Sequence[str], recipes: Path) -> Run:
+    """Turn a command line into a run.
+
+    Args:
+        argv: the arguments after the script's name.
+        recipes: folder with a folder for each size.
+
+    Raises:
+        UserError: an argument is unknown, impossible, or contradicts another.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default="m1")
+    folder = _config_folder(first.parse_known_args(argv)[0].config, recipes)
+    recipe = _read_recipe(folder)
+    parser = _Parser([RunArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
+    parser.set_defaults(**{**DEFAULTS, **recipe})
+    values = vars(parser.parse_args(list(argv)))
+    arguments = RunArguments(**{name: values.pop(name) for name in RunArguments.__dataclass_fields__})
+    for name in ("batch_tokens", "paper_batch_rows", "micro_batch_rows"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"--config {arguments.config!r} has no {name} in its train.yaml; add it or give --{name}")
+    if values["learning_rate"] is None:
+        raise UserError(
+            f"--config {arguments.config!r} has no learning_rate in its train.yaml; add it or give --learning_rate"
+        )
+    if arguments.eval_rows < 1:
+        raise UserError(f"--eval_rows {arguments.eval_rows} is not positive; ask for 1 or more")
+    if values["num_train_epochs"] is not None:
+        raise UserError(
+            f"--num_train_epochs {values['num_train_epochs']} contradicts --train_tokens, which alone decides the "
+            "length of a run; leave it out and ask for as many tokens as you want"
+        )
+    config = _read_config(folder)
+    return _decide(folder.name, config, arguments, values, batch_tokens_asked=_is_given("--batch_tokens", argv))
+
+
+def _is_given(option: str, argv: Sequence[str]) -> bool:
+    return any(argument == option or argument.startswith(option + "=") for argument in argv)
+
+
+def _config_folder(config: str, recipes: Path) -> Path:
+    folder = recipes / config if config in SIZES else Path(config)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"--config {config!r} is neither a size ({', '.join(SIZES)}) nor a folder with a config.json; give one"
+        )
+    return folder.resolve()
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    file = folder / "train.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        recipe = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{str(file)!r} is no YAML ({str(error).splitlines()[0]}); write one field a line") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{str(file)!r} is a {type(recipe).__name__}; a recipe has one 'field: value' a line")
+    known = {*RunArguments.__dataclass_fields__, *TrainingArguments.__dataclass_fields__}
+    for name in recipe:
+        if name not in known:
+            raise UserError(f"{str(file)!r} has the field {name!r}, which no argument has; correct or remove it")
+    # YAML 1.1 reads 1.5e-3 as a number but 1e-3 as a string; argparse converts strings that are defaults.
+    return recipe
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"'{folder / 'config.json'}' is no model configuration ({reason}); correct it") from error
+
+
+def _decide(
+    size: str, config: PreTrainedConfig, arguments: RunArguments, values: dict[str, Any], batch_tokens_asked: bool
+) -> Run:
+    on_gpu = torch.cuda.is_available() and not values["use_cpu"]
+    row_length = min(ROW_LENGTH, config.max_position_embeddings)
+    per_device = values.pop("per_device_train_batch_size")
+    accumulation = values.pop("gradient_accumulation_steps")
+    values["output_dir"] = values["output_dir"] or f"runs/{size}"
+    values["bf16"] = (on_gpu and torch.cuda.is_bf16_supported()) if values["bf16"] is None else values["bf16"]
+    warmup_steps = values.pop("warmup_steps")
+    logging_steps = values.pop("logging_steps")
+    save_strategy = values.pop("save_strategy")
+    del values["num_train_epochs"]
+    try:
+        training_arguments = TrainingArguments(num_train_epochs=1, **values)
+    except ValueError as error:
+        raise UserError(f"{' '.join(str(error).split())} (an argument of TrainingArguments; correct it)") from error
+    assert arguments.batch_tokens and arguments.paper_batch_rows and arguments.micro_batch_rows
+    plan = plan_batches(
+        train_tokens=arguments.train_tokens,
+        row_length=row_length,
+        batch_tokens=arguments.batch_tokens,
+        paper_batch_rows=arguments.paper_batch_rows,
+        largest_micro_batch_rows=arguments.micro_batch_rows if on_gpu else 1,
+        num_devices=training_arguments.world_size,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        batch_tokens_asked=batch_tokens_asked,
+    )
+    training_arguments.per_device_train_batch_size = plan.micro_batch_rows
+    training_arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
+    training_arguments.warmup_steps = plan.warmup_steps if warmup_steps is None else warmup_steps
+    training_arguments.logging_steps = logging_steps or (1 if plan.num_steps <= 200 else 10)
+    if save_strategy is None:  # the model is saved at the end anyhow
+        save_strategy = "steps" if plan.num_steps > training_arguments.save_steps else "no"
+    training_arguments.save_strategy = SaveStrategy(save_strategy)
+    return Run(size, config, arguments, training_arguments, plan, row_length)

@@ -1,0 +1,61 @@
+"""Bits per byte of packed rows: what a model needs to write held-out text, whatever its tokenizer."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class CodeLength:
+    """Bits that a model needs for some text.
+
+    Attributes:
+        bits: summed over the tokens.
+        num_bytes: UTF-8 bytes of these tokens' text.
+        num_tokens: the tokens that were predicted.
+    """
+
+    bits: float
+    num_bytes: int
+    num_tokens: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.bits / self.num_bytes
+
+
+@torch.no_grad()
+def code_length(
+    model: nn.Module, rows: np.ndarray, byte_lengths: torch.Tensor, rows_per_batch: int, device: torch.device
+) -> CodeLength:
+    """Measure the code length of packed rows.
+
+    End-of-text tokens stand for no bytes, and neither they nor the first token of a row are counted.
+
+    Args:
+        model: a causal language model.
+        rows: token ids, `(num_rows, row_length)`.
+        byte_lengths: bytes of each token id's text, 0 for special tokens, `(vocab_size,)`, int64.
+        rows_per_batch: rows of one forward pass.
+        device: where the model is.
+    """
+    was_training = model.training
+    model.eval()
+    byte_lengths = byte_lengths.to(device)
+    bits = torch.zeros((), dtype=torch.float64, device=device)
+    num_bytes = torch.zeros((), dtype=torch.int64, device=device)
+    num_tokens = torch.zeros((), dtype=torch.int64, device=device)
+    for start in range(0, len(rows), rows_per_batch):
+        ids = torch.from_numpy(rows[start : start + rows_per_batch].astype(np.int64)).to(device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        targets = ids[:, 1:]
+        nats = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        lengths = byte_lengths[targets]
+        bits += (nats * (lengths > 0)).double().sum() / math.log(2)
+        num_bytes += lengths.sum()
+        num_tokens += (lengths > 0).sum()
+    model.train(was_training)
+    return CodeLength(bits.item(), int(num_bytes.item()), int(num_tokens.item()))

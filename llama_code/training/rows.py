@@ -1,0 +1,92 @@
+"""Prepared tokens as the rows of one run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from llama_code.data.prepare import META_FILE
+from llama_code.errors import UserError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A folder made by `llama_code.data.prepare`.
+
+    Attributes:
+        meta: its meta.json.
+        train, held_out: token ids, `(num_rows, row_length)`, memory-mapped.
+    """
+
+    meta: dict[str, Any]
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def open_prepared(folder: Path, row_length: int) -> PreparedData:
+    """Map the tokens of a prepared folder as rows; a remainder shorter than a row is left out.
+
+    Raises:
+        UserError: one of the splits has less than a row.
+    """
+    meta = json.loads((folder / META_FILE).read_text())
+    splits = {}
+    for name in ("train", "held_out"):
+        num_tokens = meta["splits"][name]["tokens"]
+        if num_tokens < row_length:
+            raise UserError(
+                f"--dataset {meta['source']!r} has {num_tokens} {name} tokens, less than one row of {row_length}; "
+                "give a larger data set"
+            )
+        tokens = np.memmap(folder / f"{name}.bin", dtype=meta["dtype"], mode="r")
+        splits[name] = tokens[: num_tokens // row_length * row_length].reshape(-1, row_length)
+    return PreparedData(meta, splits["train"], splits["held_out"])
+
+
+class RunRows(Dataset):
+    """The rows of one run in the order in which they are trained on.
+
+    The order depends on the seed alone, not on batch or device counts. A run longer than the data begins anew in
+    another order.
+
+    Args:
+        rows: token ids, `(num_rows, row_length)`.
+        train_tokens: length of the run in tokens; labels after it are ignored.
+        seed: decides the order.
+    """
+
+    def __init__(self, rows: np.ndarray, train_tokens: int, seed: int):
+        self.rows = rows
+        self.train_tokens = train_tokens
+        num_rows = -(-train_tokens // rows.shape[1])
+        num_passes = -(-num_rows // len(rows))
+        orders = [np.random.default_rng([seed, i]).permutation(len(rows)) for i in range(num_passes)]
+        self.order = np.concatenate(orders)[:num_rows]
+
+    @property
+    def num_passes(self) -> float:
+        """How often the run goes through the data."""
+        return len(self.order) / len(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and `labels` of row i, each `(row_length,)`, int64."""
+        input_ids = torch.from_numpy(self.rows[self.order[i]].astype(np.int64))
+        labels = input_ids.clone()
+        # The first token is never a target: versions of transformers differ in whether they count it as one.
+        labels[0] = IGNORED
+        labels[max(0, self.train_tokens - i * len(labels)) :] = IGNORED
+        return {"input_ids": input_ids, "labels": labels}
+
+
+def evenly_spaced(rows: np.ndarray, num_rows: int) -> np.ndarray:
+    """Return at most `num_rows` rows, spread evenly over all of them: `(min(num_rows, len(rows)), row_length)`."""
+    return rows[np.linspace(0, len(rows) - 1, min(num_rows, len(rows))).round().astype(int)]

@@ -1,0 +1,52 @@
+"""run.json: what a run was made of and what came out of it."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llama_code.errors import UserError
+
+RUN_FILE = "run.json"
+RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+
+
+def check_output_dir(output_dir: Path, resumed: bool) -> None:
+    """Refuse a folder that already holds a run, so that none is overwritten or mixed with another.
+
+    Raises:
+        UserError: it does.
+    """
+    if (output_dir / RUN_FILE).exists():
+        raise UserError(f"--output_dir {str(output_dir)!r} already holds a finished run; name another folder")
+    checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if checkpoints and not resumed:
+        raise UserError(
+            f"--output_dir {str(output_dir)!r} already holds checkpoints of an unfinished run; go on from the last "
+            f"with --resume_from_checkpoint {checkpoints[-1]} or name another folder"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}}
+
+
+def git_commit(repository: Path) -> str | None:
+    """The commit of `repository`, with `-dirty` if files differ from it; None where there is no git checkout."""
+    command = ["git", "-C", str(repository), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # git is not installed
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` at once: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)

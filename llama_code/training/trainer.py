@@ -1,0 +1,73 @@
+"""transformers' Trainer with held-out bits per byte, tokens/s and MFU."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer
+
+from llama_code.training.bits_per_byte import CodeLength, code_length
+
+
+class CodeTrainer(Trainer):
+    """A Trainer over packed rows.
+
+    What differs from Trainer: `evaluate` measures bits per byte, and training logs carry tokens/s and MFU.
+
+    Args:
+        held_out_rows: token ids, `(num_rows, row_length)`.
+        byte_lengths: bytes of each token id's text, 0 for special tokens, `(vocab_size,)`, int64.
+        flops_per_token: FLOPs of training on one token.
+        peak_flops: FLOP/s of one device, of which MFU is a share.
+        kwargs: Trainer's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        held_out_rows: np.ndarray,
+        byte_lengths: torch.Tensor,
+        flops_per_token: float,
+        peak_flops: float,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.held_out_rows = held_out_rows
+        self.byte_lengths = byte_lengths
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self._last_log: tuple[float, int] | None = None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure and log the bits per byte of the held-out rows, each process its share of them."""
+        share = self.held_out_rows[self.args.process_index :: self.args.world_size]
+        with self.accelerator.autocast():  # in training accelerate wraps the model in it; before, nothing does
+            own = code_length(
+                self.model, share, self.byte_lengths, self.args.per_device_train_batch_size, self.args.device
+            )
+        sums = torch.tensor([own.bits, own.num_bytes, own.num_tokens], dtype=torch.float64, device=self.args.device)
+        bits, num_bytes, num_tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        total = CodeLength(bits, int(num_bytes), int(num_tokens))
+        metrics = {
+            "eval_bits_per_byte": total.bits_per_byte,
+            "eval_loss": total.bits * float(np.log(2)) / total.num_tokens,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._last_log = None  # the time spent here is not training
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens/s and MFU since the previous log to the logs of training steps."""
+        if "loss" in logs:
+            now, step = time.perf_counter(), self.state.global_step
+            if self._last_log:
+                seconds, steps = now - self._last_log[0], step - self._last_log[1]
+                row_length = self.held_out_rows.shape[1]
+                rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+                tokens_per_second = steps * rows * row_length / seconds
+                logs["tokens_per_second"] = round(tokens_per_second, 1)
+                logs["mfu"] = tokens_per_second * self.flops_per_token / (self.peak_flops * self.args.world_size)
+            self._last_log = (now, step)
+        super().log(logs, start_time)

@@ -1,0 +1,170 @@
+"""Preparation: what is kept, what is counted, and that it is found again."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from llama_code.data.corpus import held_out_texts, training_texts
+from llama_code.data.prepare import META_FILE, describe, prepare
+from llama_code.data.split import is_held_out
+from llama_code.errors import UserError
+
+
+def read(folder: Path) -> tuple[dict, np.ndarray, np.ndarray]:
+    meta = json.loads((folder / META_FILE).read_text())
+    return meta, *(np.fromfile(folder / f"{name}.bin", dtype=meta["dtype"]) for name in ("train", "held_out"))
+
+
+def documents(tokens: np.ndarray, tokenizer_dir: Path) -> list[str]:
+    tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    starts = np.flatnonzero(tokens == 0)
+    assert starts[0] == 0
+    return [tokenizer.decode(part[1:].tolist()) for part in np.split(tokens, starts[1:])]
+
+
+def test_every_document_is_in_one_split_and_decodes_to_its_text(corpus: Path, small_tokenizer: Path) -> None:
+    meta, train, held_out = read(prepare(str(corpus), small_tokenizer, progress=False))
+    kept = {True: [], False: []}
+    for path in sorted(corpus.rglob("*.py")):
+        kept[is_held_out(path.parent.name)].append(path.read_text())
+    assert kept[True] and kept[False]
+    assert documents(train, small_tokenizer) == kept[False]
+    assert documents(held_out, small_tokenizer) == kept[True]
+    assert list(training_texts(str(corpus))) == kept[False]
+    assert [text for _, text in held_out_texts(str(corpus))] == kept[True]
+    assert meta["splits"]["train"] == {
+        "documents": len(kept[False]),
+        "bytes": sum(map(len, kept[False])),
+        "tokens": len(train),
+    }
+
+
+def test_drops_are_counted(corpus: Path, small_tokenizer: Path) -> None:
+    shutil.copy(corpus / "project-00" / "module_0.py", corpus / "project-01" / "copy.py")
+    (corpus / "project-02" / "broken.py").write_text("def f(:\n")
+    (corpus / "project-02" / "latin.py").write_bytes(b"name = '\xe9'\n")
+    (corpus / "project-02" / "huge.py").write_bytes(b"x = 1\n" * 300_000)
+    meta, _, _ = read(prepare(str(corpus), small_tokenizer, progress=False))
+    assert meta["read"]["documents"] == 204
+    assert meta["read"]["dropped"] == {"duplicate": 1, "does not parse": 1, "not UTF-8": 1, "larger than 1 MiB": 1}
+    assert "204 documents read, dropped: 1 duplicate" in describe(meta)
+
+
+def test_unreadable_files_are_counted(corpus: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Permissions do not stop root, so the failing read is simulated.
+    import llama_code.data.sources as sources
+
+    read_file = sources._read
+    monkeypatch.setattr(sources, "_read", lambda path: None if path.name == "module_0.py" else read_file(path))
+    meta, _, _ = read(prepare(str(corpus), small_tokenizer, progress=False))
+    assert meta["read"]["dropped"] == {"unreadable": 40}
+
+
+def test_a_copy_of_held_out_text_is_not_trained_on(tmp_path: Path, small_tokenizer: Path) -> None:
+    import ast
+
+    project = tmp_path / "vendored"
+    project.mkdir()
+    shutil.copy(ast.__file__, project / "copy_of_ast.py")
+    (project / "own.py").write_text("def own():\n    return 'own'\n")
+    assert not is_held_out("vendored")
+    _, train, held_out = read(prepare(str(tmp_path), small_tokenizer, progress=False))
+    texts = [set(documents(tokens, small_tokenizer)) for tokens in (train, held_out)]
+    assert not texts[0] & texts[1]
+    # The source holds out nothing of its own, so the standard library is what it is measured on.
+    assert any('"""JSON' in text for text in texts[1])
+
+
+def test_found_again_until_something_changes(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
+    first = prepare(str(corpus), small_tokenizer, progress=False)
+    made = (first / "train.bin").stat().st_mtime_ns
+    assert prepare(str(corpus), small_tokenizer, progress=False) == first
+    assert (first / "train.bin").stat().st_mtime_ns == made
+    assert list((cache / "data").iterdir()) == [first]
+    hashes = {json.loads((first / META_FILE).read_text())["data_hash"]}
+    (corpus / "project-00" / "module_0.py").write_text("def changed():\n    return 1\n")
+    second = prepare(str(corpus), small_tokenizer, progress=False)
+    hashes.add(json.loads((second / META_FILE).read_text())["data_hash"])
+    assert second != first and len(hashes) == 2
+
+
+def test_data_hash_depends_on_content_alone(corpus: Path, small_tokenizer: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(corpus, moved)
+    folders = [prepare(str(root), small_tokenizer, progress=False) for root in (corpus, moved)]
+    hashes = {json.loads((folder / META_FILE).read_text())["data_hash"] for folder in folders}
+    assert len(set(folders)) == 2 and len(hashes) == 1
+
+
+def test_an_interrupted_preparation_is_not_found(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
+    (corpus / "rows.jsonl").write_text("no json\n")
+    with pytest.raises(UserError, match="line 1 of"):
+        prepare(str(corpus), small_tokenizer, progress=False)
+    assert list((cache / "data").iterdir()) == []
+
+
+def test_text_of_special_tokens_is_text(tmp_path: Path, small_tokenizer: Path) -> None:
+    root = tmp_path / "corpus" / "trained"
+    root.mkdir(parents=True)
+    text = "END = '<|endoftext|>'\nPAD = '<|pad|>'\n"
+    (root / "special.py").write_text(text)
+    _, train, _ = read(prepare(str(root.parent), small_tokenizer, progress=False))
+    assert (train == 0).sum() == 1 and documents(train, small_tokenizer) == [text]
+
+
+def test_rows_without_projects_are_split_by_content(tmp_path: Path, small_tokenizer: Path) -> None:
+    rows = [json.dumps({"content": f"value_{i} = {i}\n"}) for i in range(200)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    meta, train, held_out = read(prepare(str(tmp_path / "rows.jsonl"), small_tokenizer, progress=False))
+    assert meta["read"]["without_project"] == 200
+    assert 0 < (held_out == 0).sum() < 30 and (train == 0).sum() + (held_out == 0).sum() == 200
+    assert "200 documents name no project" in describe(meta)
+
+
+def test_nothing_left_to_train_on(tmp_path: Path, small_tokenizer: Path) -> None:
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "broken.py").write_text("def f(:\n")
+    with pytest.raises(UserError, match="leaves nothing to train on .*1 does not parse.*; give more projects"):
+        prepare(str(tmp_path), small_tokenizer, progress=False)
+
+
+def test_no_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no tokenizer.json; give a folder saved by transformers"):
+        prepare(str(corpus), tmp_path, progress=False)
+
+
+def test_tokenizer_without_end_of_text(corpus: Path, tmp_path: Path, small_tokenizer: Path) -> None:
+    shutil.copytree(small_tokenizer, tmp_path / "tokenizer")
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token": "<eos>"}))
+    with pytest.raises(UserError, match="has the end-of-text token '<eos>', which is not in its vocabulary; set eos_token"):
+        prepare(str(corpus), tmp_path / "tokenizer", progress=False)
+
+
+def test_command_starts_without_torch_and_prints_the_folder(corpus: Path, small_tokenizer: Path) -> None:
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['prepare', '--dataset', {str(corpus)!r}, '--tokenizer', {str(small_tokenizer)!r}]\n"
+        "if __name__ == '__main__':\n"
+        "    runpy.run_module('llama_code.data.prepare', run_name='__main__')\n"
+        "    assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-m", "llama_code.data.prepare", "--dataset", str(corpus)]
+    result = subprocess.run([*command, "--tokenizer", str(small_tokenizer)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (Path(result.stdout.strip()) / META_FILE).exists()
+    assert "200 documents read" in result.stderr
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_command_says_what_is_wrong_in_one_sentence(small_tokenizer: Path) -> None:
+    command = [sys.executable, "-m", "llama_code.data.prepare", "--dataset", "nowhere"]
+    result = subprocess.run([*command, "--tokenizer", str(small_tokenizer)], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: --dataset 'nowhere' does not exist") and "Traceback" not in result.stderr

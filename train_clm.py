@@ -1,0 +1,164 @@
+"""Train a llama-code model: `accelerate launch train_clm.py --config m1`, or plain `python train_clm.py`.
+
+The recipe of a size is recipes/<size>/train.yaml; every field of it and of transformers' TrainingArguments can be
+given on the command line.
+"""
+
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+
+import llama_code.modeling  # noqa: F401  (registers the models)
+from llama_code.data.token_bytes import token_bytes
+from llama_code.errors import UserError, run_script
+from llama_code.training.arguments import Run, parse_run
+from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
+from llama_code.training.run_record import RUN_FILE, check_output_dir, git_commit, versions, write_json
+from llama_code.training.throughput import device_name, flops_per_token, peak_flops
+from llama_code.training.trainer import CodeTrainer
+
+ROOT = Path(__file__).resolve().parent
+logger = logging.getLogger("train_clm")
+
+
+def main() -> None:
+    """Train, measure, save."""
+    run = parse_run(sys.argv[1:], ROOT / "recipes")
+    arguments = run.training_arguments
+    is_main = arguments.process_index == 0
+    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    output_dir = Path(arguments.output_dir)
+    check_output_dir(output_dir, resumed=arguments.resume_from_checkpoint is not None)
+    tokenizer = load_tokenizer(run.arguments.tokenizer, run.config)
+    with arguments.main_process_first(desc="data preparation"):
+        data = prepared_data(run.arguments.dataset, tokenizer, run.row_length)
+
+    set_seed(arguments.seed)
+    model = AutoModelForCausalLM.from_config(run.config, attn_implementation=run.arguments.attn_implementation)
+    num_parameters = model.num_parameters()
+    flops = flops_per_token(run.config, num_parameters, run.row_length)
+    peak, peak_source = peak_flops(arguments.device)
+    rows = RunRows(data.train, run.arguments.train_tokens, arguments.seed)
+    trainer = CodeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        held_out_rows=evenly_spaced(data.held_out, run.arguments.eval_rows),
+        byte_lengths=torch.tensor([len(text) for text in token_bytes(tokenizer)]),
+        flops_per_token=flops,
+        peak_flops=peak,
+        processing_class=tokenizer,
+    )
+    log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
+
+    initial = trainer.evaluate()
+    started = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    seconds = time.perf_counter() - started
+    final = trainer.evaluate()
+    trainer.save_model()
+    if not is_main:
+        return
+    tokens = min(run.arguments.train_tokens, result.global_step * run.plan.batch_rows * run.row_length)
+    record = {
+        "size": run.size,
+        "num_parameters": num_parameters,
+        "dataset": run.arguments.dataset,
+        "data_hash": data.meta["data_hash"],
+        "tokens": tokens,
+        "passes_over_data": rows.num_passes,
+        "flops": tokens * flops,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "mfu": tokens * flops / seconds / (peak * arguments.world_size),
+        "mfu_is_share_of": {"flops": peak, "source": peak_source},
+        "train_loss": result.training_loss,
+        "initial": {"bits_per_byte": initial["eval_bits_per_byte"]},
+        "final": {"bits_per_byte": final["eval_bits_per_byte"]},
+        "device": device_name(arguments.device),
+        "num_devices": arguments.world_size,
+        "seed": arguments.seed,
+        "recipe": recipe_record(run),
+        "config": run.config.to_dict(),
+        "data": {name: data.meta[name] for name in ("source", "splits", "read", "packages")},
+        "versions": versions(),
+        "git_commit": git_commit(ROOT),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_json(output_dir / RUN_FILE, record)
+    logger.info(
+        f"bits per byte on held-out Python: {initial['eval_bits_per_byte']:.4f} -> {final['eval_bits_per_byte']:.4f}\n"
+        f"{tokens:,} tokens in {seconds:.1f} s; model and {RUN_FILE} in {output_dir}"
+    )
+
+
+def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Load the family's tokenizer, or the one that `name` names, and check that it is the model's."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name or ROOT / "tokenizer")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--tokenizer {name!r} cannot be loaded ({reason}); give a folder or a Hub id") from error
+    if len(tokenizer) != config.vocab_size:
+        raise UserError(
+            f"tokenizer {name or 'tokenizer/'!r} has {len(tokenizer)} tokens but the model's vocab_size is "
+            f"{config.vocab_size}; they must be equal: change vocab_size in config.json or choose another --tokenizer"
+        )
+    return tokenizer
+
+
+def prepared_data(dataset: str, tokenizer: PreTrainedTokenizerBase, row_length: int) -> PreparedData:
+    """Prepare the data set in a process of its own, whose workers do not hold torch, or find it prepared."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        command = [sys.executable, "-m", "llama_code.data.prepare", "--dataset", dataset, "--tokenizer", folder]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        sys.exit(result.returncode)  # it has said why
+    return open_prepared(Path(result.stdout.strip()), row_length)
+
+
+def recipe_record(run: Run) -> dict:
+    """Everything about optimization that can move a result."""
+    names = "learning_rate adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm warmup_steps bf16 fp16 optim"
+    arguments = run.training_arguments
+    return {
+        **asdict(run.plan),
+        "row_length": run.row_length,
+        **{name: getattr(arguments, name) for name in names.split()},
+        "lr_scheduler_type": str(arguments.lr_scheduler_type.value),
+        "lr_scheduler_kwargs": arguments.lr_scheduler_kwargs,
+        "attn_implementation": run.arguments.attn_implementation,
+        "torch_compile": arguments.torch_compile,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
+        "eval_rows": run.arguments.eval_rows,
+    }
+
+
+def log_plan(run: Run, num_parameters: int, rows: RunRows, device: str, peak: str) -> None:
+    """Say what is about to happen, and what was decided without being asked."""
+    arguments, plan = run.training_arguments, run.plan
+    logger.info(
+        f"{run.size}: {num_parameters:,} parameters, {run.arguments.train_tokens:,} tokens of {run.arguments.dataset} "
+        f"in {plan.num_steps:,} steps of {plan.batch_rows} rows x {run.row_length} tokens\n"
+        f"  {plan.micro_batch_rows} rows a forward pass, {plan.gradient_accumulation_steps} passes a step, "
+        f"{arguments.world_size} device(s)\n"
+        f"  learning rate {arguments.learning_rate:g}, warmup {arguments.warmup_steps} steps, "
+        f"{'bf16' if arguments.bf16 else 'fp16' if arguments.fp16 else 'fp32'} on {device}, MFU is of {peak}"
+    )
+    if plan.remark:
+        logger.info(f"  {plan.remark}")
+    if rows.num_passes > 1:
+        logger.warning(f"  the data has fewer tokens than the run: it is gone through {rows.num_passes:.2f} times")
+
+
+if __name__ == "__main__":
+    run_script(main)
