@@ -59,11 +59,11 @@ def main() -> None:
     )
     log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
 
-    initial = trainer.evaluate()
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started - trainer.evaluation_seconds
     final = trainer.evaluate()
+    initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)
     trainer.save_model()
     if not is_main:
         return

@@ -53,6 +53,7 @@ class LlamaCodeRotaryEmbedding(nn.Module):
         self.config = config
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
+        assert config.rope_parameters is not None  # transformers fills it in
         self.rope_type = config.rope_parameters["rope_type"]
         rope_init_fn: Callable = self.compute_default_rope_parameters
         if self.rope_type != "default":
@@ -64,6 +65,7 @@ class LlamaCodeRotaryEmbedding(nn.Module):
     @staticmethod
     def compute_default_rope_parameters(config: LlamaCodeConfig, **kwargs) -> tuple[torch.Tensor, float]:
         """Return the inverse frequencies, `(head_dim / 2,)` in radians a position, and the factor 1 on cos and sin."""
+        assert config.rope_parameters is not None and config.head_dim is not None
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
 
@@ -113,8 +115,8 @@ def eager_attention_forward(
     Returns:
         The output, `(batch, seq_len, num_attention_heads, head_dim)`, and the attention weights.
     """
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    num_groups: int = module.num_key_value_groups  # type: ignore[assignment]
+    key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -131,6 +133,7 @@ class LlamaCodeAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # as configurations fill them in
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
@@ -240,7 +243,7 @@ class LlamaCodeModel(LlamaCodePreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -319,7 +322,7 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
         Returns:
             Loss (a scalar in nats a token), logits `(batch, kept_len, vocab_size)`, cache.
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,

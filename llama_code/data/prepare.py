@@ -32,6 +32,12 @@ from llama_code.errors import UserError, run_script
 SPLITS = ("train", "held_out")
 META_FILE = "meta.json"
 BATCH_BYTES = 2**19
+
+# What a worker process has: set once when it starts, since a tokenizer is too large to travel with every batch.
+_tokenizer: Tokenizer
+_end_of_text: int
+_dtype: np.dtype
+
 # What these say decides what is kept, so their text is part of the key under which prepared data is found again.
 RULES = (filters.__file__, split.__file__, corpus.__file__, __file__)
 

@@ -1,6 +1,5 @@
 """What the command line of train_clm.py takes: the run, the recipe, and every field of TrainingArguments."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+import llama_code.modeling  # noqa: F401  (registers the configuration)
 from llama_code.errors import UserError
 from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
 
@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "report_to": ["tensorboard"],
     "save_total_limit": 2,
     "logging_nan_inf_filter": False,  # it would show a NaN as 0.0
+    "eval_on_start": True,  # what the untrained model needs, to see what training has brought
     "train_sampling_strategy": "sequential",  # the rows are shuffled already
     "learning_rate": None,
     "output_dir": None,
@@ -106,7 +107,7 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     Raises:
         UserError: an argument is unknown, impossible, or contradicts another.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _Parser([], add_help=False, allow_abbrev=False)
     first.add_argument("--config", default="m1")
     folder = _config_folder(first.parse_known_args(argv)[0].config, recipes)
     recipe = _read_recipe(folder)
@@ -129,11 +130,12 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             "length of a run; leave it out and ask for as many tokens as you want"
         )
     config = _read_config(folder)
-    return _decide(folder.name, config, arguments, values, batch_tokens_asked=_is_given("--batch_tokens", argv))
+    return _decide(folder.name, config, arguments, values, batch_tokens_asked=_is_given("--batch-tokens", argv))
 
 
 def _is_given(option: str, argv: Sequence[str]) -> bool:
-    return any(argument == option or argument.startswith(option + "=") for argument in argv)
+    """Whether `option`, spelled with hyphens, stands in `argv`; transformers takes underscores for hyphens."""
+    return any(argument.split("=")[0].replace("_", "-") == option for argument in argv)
 
 
 def _config_folder(config: str, recipes: Path) -> Path:
@@ -167,7 +169,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = str(error).strip().splitlines()[0]
         raise UserError(f"'{folder / 'config.json'}' is no model configuration ({reason}); correct it") from error
 
 
@@ -180,12 +182,13 @@ def _decide(
     accumulation = values.pop("gradient_accumulation_steps")
     values["output_dir"] = values["output_dir"] or f"runs/{size}"
     values["bf16"] = (on_gpu and torch.cuda.is_bf16_supported()) if values["bf16"] is None else values["bf16"]
-    warmup_steps = values.pop("warmup_steps")
-    logging_steps = values.pop("logging_steps")
-    save_strategy = values.pop("save_strategy")
-    del values["num_train_epochs"]
+    values["num_train_epochs"] = 1
+    # These are decided below, once the number of devices and with it the plan is known.
+    undecided = [name for name in ("warmup_steps", "logging_steps", "save_strategy") if values[name] is None]
+    for name in undecided:
+        del values[name]
     try:
-        training_arguments = TrainingArguments(num_train_epochs=1, **values)
+        training_arguments = TrainingArguments(**values)
     except ValueError as error:
         raise UserError(f"{' '.join(str(error).split())} (an argument of TrainingArguments; correct it)") from error
     assert arguments.batch_tokens and arguments.paper_batch_rows and arguments.micro_batch_rows
@@ -202,9 +205,10 @@ def _decide(
     )
     training_arguments.per_device_train_batch_size = plan.micro_batch_rows
     training_arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
-    training_arguments.warmup_steps = plan.warmup_steps if warmup_steps is None else warmup_steps
-    training_arguments.logging_steps = logging_steps or (1 if plan.num_steps <= 200 else 10)
-    if save_strategy is None:  # the model is saved at the end anyhow
-        save_strategy = "steps" if plan.num_steps > training_arguments.save_steps else "no"
-    training_arguments.save_strategy = SaveStrategy(save_strategy)
+    if "warmup_steps" in undecided:
+        training_arguments.warmup_steps = plan.warmup_steps
+    if "logging_steps" in undecided:
+        training_arguments.logging_steps = 1 if plan.num_steps <= 200 else 10
+    if "save_strategy" in undecided and plan.num_steps <= training_arguments.save_steps:
+        training_arguments.save_strategy = SaveStrategy.NO  # the model is saved at the end anyhow
     return Run(size, config, arguments, training_arguments, plan, row_length)

@@ -32,15 +32,19 @@ class CodeTrainer(Trainer):
         peak_flops: float,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        # Trainer evaluates during training only if it is given something to evaluate on.
+        super().__init__(eval_dataset=held_out_rows, **kwargs)  # type: ignore[arg-type]
         self.held_out_rows = held_out_rows
         self.byte_lengths = byte_lengths
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
+        self.evaluation_seconds = 0.0
         self._last_log: tuple[float, int] | None = None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log the bits per byte of the held-out rows, each process its share of them."""
+        assert self.model is not None
+        started = time.perf_counter()
         share = self.held_out_rows[self.args.process_index :: self.args.world_size]
         with self.accelerator.autocast():  # in training accelerate wraps the model in it; before, nothing does
             own = code_length(
@@ -56,6 +60,7 @@ class CodeTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._last_log = None  # the time spent here is not training
+        self.evaluation_seconds += time.perf_counter() - started
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -143,7 +143,9 @@ def test_tokenizer_without_end_of_text(corpus: Path, tmp_path: Path, small_token
     shutil.copytree(small_tokenizer, tmp_path / "tokenizer")
     config = tmp_path / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token": "<eos>"}))
-    with pytest.raises(UserError, match="has the end-of-text token '<eos>', which is not in its vocabulary; set eos_token"):
+    with pytest.raises(
+        UserError, match="has the end-of-text token '<eos>', which is not in its vocabulary; set eos_token"
+    ):
         prepare(str(corpus), tmp_path / "tokenizer", progress=False)
 
 
