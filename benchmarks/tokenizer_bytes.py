@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from llama_code.data.corpus import training_texts
 from llama_code.data.sources import standard_library
 from llama_code.errors import UserError, run_script
-from llama_code.tokenizer.pretokenization import LETTER, PATTERN, SYMBOL
+from llama_code.tokenizer.pretokenization import LETTER, PATTERN, SPACE, SYMBOL
 from llama_code.tokenizer.train import VOCAB_SIZE, train_tokenizer
 
 OURS = Path(__file__).resolve().parents[1] / "tokenizer"
@@ -26,9 +26,9 @@ BASELINE_PATTERNS = {
     "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|"
     r"\s*[\r\n]|\s+(?!\S)|\s+",
-    # Our pieces, but punctuation takes the line break and the next line's indent.
-    "indent after punctuation": rf"[^\r\n\p{{L}}\p{{M}}\p{{N}}]?+{LETTER}+| ?\p{{N}}{{1,3}}|"
-    rf" ?{SYMBOL}++(?: {SYMBOL}++)*(?:[\r\n]+[ \t]*)?|[\r\n]+[ \t]*|\s+(?!\S)|\s+",
+    # Our pieces, but the indent goes with the line's first word or symbols, so that no piece passes the end of a line.
+    "indent with the first word": rf"{SPACE}*+{SYMBOL}?{LETTER}+|{SPACE}*+\p{{N}}{{1,3}}|"
+    rf"{SPACE}*+{SYMBOL}+(?: {SYMBOL}+)*[\r\n]*|{SPACE}*+[\r\n]+|{SPACE}++",
     "ours": PATTERN,
 }
 

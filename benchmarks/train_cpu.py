@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Train REPEATS times (3 by default) in fresh folders, check that the numbers are the same, and record the median."""
+    """Train REPEATS times (3 by default), check that the numbers are the same, and record the median time."""
     runs = []
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
         with tempfile.TemporaryDirectory() as folder:
@@ -25,9 +25,7 @@ def main() -> None:
             runs.append(json.loads(Path(folder, "run", "run.json").read_text()))
     assert len({(run["initial"]["bits_per_byte"], run["final"]["bits_per_byte"]) for run in runs}) == 1
     seconds = statistics.median(run["seconds"] for run in runs)
-    print(
-        f"{runs[0]['tokens']:,} tokens in {seconds:.1f} s (median of {len(runs)}), {runs[0]['initial']} -> {runs[0]['final']}"
-    )
+    print(f"{runs[0]['tokens']:,} tokens in {seconds:.1f} s, the median of {len(runs)}")
     record("train_cpu", "train_clm.py", "m1", "32,000 tokens", seconds, "s")
     record("train_cpu", "train_clm.py", "m1", "throughput", runs[0]["tokens"] / seconds, "tokens/s")
     for name in ("initial", "final"):

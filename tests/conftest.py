@@ -57,3 +57,13 @@ def corpus(tmp_path: Path) -> Path:
             lines = [f"def function_{project}_{i}_{n}(x):\n    return x + {n}\n" for n in range(4)]
             (folder / f"module_{i}.py").write_text("\n\n".join(lines))
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

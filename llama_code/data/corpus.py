@@ -73,16 +73,17 @@ def _first_copy(document: Document, seen: SeenDigests, counts: Counts) -> Candid
 
 def training_texts(spec: str) -> Iterator[str]:
     """Yield the deduplicated and filtered training texts of the source that `spec` names."""
-    return (text for held_out, _, text in _kept_texts(spec) if not held_out)
+    return (text for _, text in _kept_texts(spec, held_out=False))
 
 
 def held_out_texts(spec: str) -> Iterator[tuple[str, str]]:
     """Yield `(path, text)` of the deduplicated and filtered held-out documents of the source that `spec` names."""
-    return ((path, text) for held_out, path, text in _kept_texts(spec) if held_out)
+    return _kept_texts(spec, held_out=True)
 
 
-def _kept_texts(spec: str) -> Iterator[tuple[bool, str, str]]:
+def _kept_texts(spec: str, held_out: bool) -> Iterator[tuple[str, str]]:
     for candidate in distinct_documents(open_source(spec), Counts(), progress=False):
-        text, _ = filter_document(candidate.content)
-        if text is not None:
-            yield candidate.is_held_out, candidate.path, text
+        if candidate.is_held_out == held_out:
+            text, _ = filter_document(candidate.content)
+            if text is not None:
+                yield candidate.path, text

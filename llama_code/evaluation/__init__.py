@@ -1,0 +1,1 @@
+"""Scores of a model: what it is asked, how it is sampled, and what the samples are worth."""

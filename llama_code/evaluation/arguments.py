@@ -1,0 +1,122 @@
+"""What eval_code.py can be asked, checked in one place."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llama_code.errors import UserError
+
+TASKS = ("perplexity", "humaneval")
+RESULT_FILES = ("samples.jsonl", "verdicts.jsonl", "results.json")
+
+
+@dataclass
+class EvalArguments:
+    """The command line of eval_code.py.
+
+    Raises:
+        UserError: values that are out of range or contradict each other.
+    """
+
+    tasks: str = field(metadata={"help": "what to evaluate, separated by commas: perplexity, humaneval"})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "a folder or Hub id of a causal language model, or a GGUF file or a folder with one"},
+    )
+    rescore: str | None = field(default=None, metadata={"help": "a samples.jsonl to judge again, instead of a model"})
+    dataset: str = field(
+        default="local-python",
+        metadata={"help": "source whose held-out files perplexity is measured on, as train_clm.py takes it"},
+    )
+    num_samples: int | None = field(
+        default=None, metadata={"help": "completions of each problem; 20 by default, 1 with --temperature 0"}
+    )
+    temperature: float = field(default=0.8, metadata={"help": "divides the logits; 0 takes the likeliest token"})
+    top_p: float = field(default=0.95, metadata={"help": "probability mass that is sampled from, in (0, 1]"})
+    k: list[int] | None = field(
+        default=None, metadata={"help": "the k of pass@k; 1 10 by default, 1 with --temperature 0"}
+    )
+    limit: int | None = field(
+        default=None,
+        metadata={"help": "only the first so many problems of a benchmark, and so many files of perplexity"},
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "most tokens of a completion"})
+    batch_size: int = field(default=32, metadata={"help": "completions that are generated at once"})
+    seed: int = field(default=0, metadata={"help": "of sampling and of the bootstrap"})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for the results; by default runs/eval/MODEL, or 'rescored' beside the samples"},
+    )
+
+    def __post_init__(self) -> None:
+        for task in self.task_names:
+            if task not in TASKS:
+                raise UserError(f"--tasks names {task!r}, which is not a task; known are {', '.join(TASKS)}")
+        if (self.model is None) == (self.rescore is None):
+            raise UserError(
+                f"--model is {self.model!r} and --rescore is {self.rescore!r}, and just one of them is needed; "
+                "give --model to sample from a model or --rescore to judge saved samples"
+            )
+        for name in ("num_samples", "limit", "max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value} and must be at least 1; give a positive number or leave it out")
+        if not self.temperature >= 0:
+            raise UserError(
+                f"--temperature is {self.temperature} and must not be negative; give 0 for the likeliest token"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top_p is {self.top_p} and must be in (0, 1]; give 1 to sample from all tokens")
+        for k in self.k or ():
+            if k < 1:
+                raise UserError(f"--k is {k} and must be at least 1; give for example --k 1 10")
+        if self.rescore is None:
+            self._settle_samples()
+        elif self.limit is not None or self.task_names != ["humaneval"]:
+            raise UserError(
+                f"--rescore judges all samples of one benchmark, and --tasks is {self.tasks!r} with --limit "
+                f"{self.limit}; give --tasks humaneval and no --limit"
+            )
+
+    def _settle_samples(self) -> None:
+        greedy = self.temperature == 0
+        if greedy and (self.num_samples or 1) > 1:
+            raise UserError(
+                f"--num_samples is {self.num_samples} with --temperature 0, where all samples are the same; "
+                "leave --num_samples out or give a temperature above 0"
+            )
+        self.num_samples = self.num_samples or (1 if greedy else 20)
+        self.k = self.k or ([1] if greedy else [1, 10])
+        if "humaneval" in self.task_names and max(self.k) > self.num_samples:
+            raise UserError(
+                f"--k is {max(self.k)} with {self.num_samples} samples of each problem, and pass@k needs at least k "
+                "samples; raise --num_samples or lower --k"
+            )
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks, each once, in the order asked for."""
+        return list(dict.fromkeys(name.strip() for name in self.tasks.split(",")))
+
+    @property
+    def output_path(self) -> Path:
+        """The folder that the results go to."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        if self.rescore is not None:
+            return Path(self.rescore).parent / "rescored"
+        return Path("runs", "eval", Path(self.model or "").resolve().stem)
+
+    def check_output(self) -> None:
+        """Refuse to write over earlier results.
+
+        Raises:
+            UserError: the output folder holds results, or is a file.
+        """
+        if self.output_path.is_file():
+            raise UserError(f"--output_dir {str(self.output_path)!r} is a file; name a folder that is new or empty")
+        for name in RESULT_FILES:
+            if (self.output_path / name).exists():
+                raise UserError(
+                    f"--output_dir {str(self.output_path)!r} already holds {name}, which is not written over; "
+                    "name another folder or move that one away"
+                )

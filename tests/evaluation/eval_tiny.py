@@ -1,0 +1,39 @@
+"""Tiny stand-ins for a trained model and its prompts."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# Punctuation takes the newline and the indent that follow it, as code-aware tokenizers do.
+CODE_PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+(?:\n *)?|\n *|\s+"
+CORPUS = [
+    "def add(a, b):\n    return a + b\n",
+    "def total(values):\n    result = 0\n    for value in values:\n        result += value\n    return result\n",
+    "class Point:\n    def __init__(self, x, y):\n        self.x = x\n        self.y = y\n",
+    'import numpy\n\ndef f(x):\n    """Add one."""\n    if x:\n        print(x)\n    return numpy.sum(x)\n',
+]
+PROMPTS = {
+    "newline": 'def f(x):\n    """Add one."""\n',
+    "colon": "def add(a, b):",
+    "word": "def total(values):\n    resu",
+    "space": "import ",
+    "empty": "",
+    "foreign": "x = '中é😀",
+}
+
+
+def tiny_model(vocab_size: int, seed: int = 0, max_position_embeddings: int = 256) -> LlamaForCausalLM:
+    """A random Llama, with weights large enough that its predictions depend on what it reads."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=max_position_embeddings,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    return LlamaForCausalLM(config).eval()

