@@ -11,11 +11,11 @@ BIN := $(VENV)/bin
 RUN := $(RUN)
 
 # On Linux the package index's own torch is the CUDA build, gigabytes that a machine without an NVIDIA GPU has no use
-# for. PyTorch's index has the CPU build of the same version; where it cannot be reached, pip goes on without it.
+# for. PyTorch's own index has the CPU build; where it cannot be reached, the package index decides.
 ifeq ($(shell uname -s),Linux)
 ifeq ($(shell command -v nvidia-smi),)
 TORCH ?= torch==2.13.0
-TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
+CPU_TORCH := --no-deps --retries 1 --index-url https://download.pytorch.org/whl/cpu
 endif
 endif
 TORCH ?= torch
@@ -33,8 +33,10 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.cfg pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"error: {sys.executable} is Python {sys.version.split()[0]}; llama-code needs 3.11 or newer: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian and Ubuntu: apt install python3-venv)" >&2; rm -rf $(VENV); exit 2; }
-	$(BIN)/python -m pip install $(TORCH_INDEX) "$(TORCH)"
-	$(BIN)/python -m pip install -e ".[dev]"
+ifdef CPU_TORCH
+	$(BIN)/python -m pip install $(CPU_TORCH) "$(TORCH)" || echo "PyTorch's index of CPU builds has no $(TORCH) for this machine or cannot be reached; taking the package index's"
+endif
+	$(BIN)/python -m pip install "$(TORCH)" -e ".[dev]"
 	@touch $@
 
 quickstart: install

@@ -46,13 +46,12 @@ def summary_table(summary: dict[str, Any]) -> str:
     """Return the table of what `summarize_run` collected; figures that run.json does not name are left out."""
     train = summary["train"]
     name = train.get("size", Path(summary["model"]).name)
-    over = f"{train['num_parameters']:,} parameters" if "num_parameters" in train else ""
     rows = []
-    for key, measure, form in (
-        ("tokens", "tokens trained on", ",.0f"),
-        ("seconds", "seconds", ",.1f"),
-        ("tokens_per_second", "tokens per second", ",.0f"),
-        ("train_loss", "loss, nats a token", ".4f"),
+    for key, measure, form, over in (
+        ("num_parameters", "parameters", ",", ""),
+        ("tokens", "tokens trained on", ",", train.get("dataset", "")),
+        ("seconds", "seconds", ",.1f", train.get("device", "")),
+        ("train_loss", "loss, nats a token", ".4f", "the run's rows"),
     ):
         if key in train:
             rows.append([f"train {name}", measure, format(train[key], form), "", over])

@@ -40,7 +40,7 @@ def test_command_prints_and_saves(run_dir):
     assert table in printed
     for figure in (
         "32,000",
-        "10,128,960 parameters",
+        "10,128,960",
         "3.2100",
         "2.3400",
         "2.4000",
