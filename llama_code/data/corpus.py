@@ -11,34 +11,50 @@ from llama_code.data.dedup import SeenDigests
 from llama_code.data.document import Document, digest, normalize
 from llama_code.data.filters import filter_document
 from llama_code.data.sources import Source, open_source, standard_library
-from llama_code.data.split import is_held_out
+from llama_code.data.split import STANDARD_LIBRARY, is_held_out
 
 
 class Candidate(NamedTuple):
-    """A distinct document on its way to the filters; `content` is None where it could not be read."""
+    """A distinct document on its way to the filters.
+
+    Attributes:
+        is_held_out: its split.
+        path: where it is within its project.
+        content: normalized bytes, or None where it could not be read.
+        is_counted: whether it is the source's own; the standard library is not, where it is only lent.
+    """
 
     is_held_out: bool
     path: str
     content: bytes | None
+    is_counted: bool = True
 
 
 @dataclass
 class Counts:
-    """What a pass over a source saw, and how many documents were dropped for which reason."""
+    """What a pass over a source saw, and how many documents were dropped for which reason.
+
+    `held_out_library` says that the source holds out nothing itself and the standard library was lent to it.
+    """
 
     documents: int = 0
     bytes: int = 0
     without_project: int = 0
+    held_out_library: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
 
 
 def distinct_documents(source: Source, counts: Counts, progress: bool) -> Iterator[Candidate]:
     """Yield each distinct document of `source` once, with its split, and count what is seen in `counts`.
 
-    A content is yielded once, in one split, so nothing held out is trained on under another name. A source that holds
-    out nothing (few projects, none drawn) gets the standard library, which always is held out, at its end.
+    A content is yielded once, in one split, and copies of the standard library, which always is held out, are dropped:
+    nothing held out is trained on under another name. A source that holds out nothing (few projects, none drawn) gets
+    the standard library at its end.
     """
     seen = SeenDigests()
+    library = [] if STANDARD_LIBRARY in source.packages else _library_contents()
+    for _, content in library:
+        seen.add(digest(content))
     holds_out = False
     with tqdm(
         total=source.num_bytes, unit="B", unit_scale=True, desc=f"preparing {source.name}", disable=not progress
@@ -50,10 +66,15 @@ def distinct_documents(source: Source, counts: Counts, progress: bool) -> Iterat
                 holds_out |= candidate.is_held_out
                 yield candidate
     if not holds_out:
-        for document in standard_library().documents():
-            candidate = _first_copy(document, seen, counts)
-            if candidate:
-                yield candidate
+        counts.held_out_library = True
+        for path, content in library:
+            yield Candidate(True, path, content, is_counted=False)
+
+
+def _library_contents() -> list[tuple[str, bytes]]:
+    """Path and distinct content of the standard library's files; some 12 MB, whatever the corpus."""
+    contents = {normalize(document.content or b""): document.path for document in standard_library().documents()}
+    return [(path, content) for content, path in contents.items()]
 
 
 def _first_copy(document: Document, seen: SeenDigests, counts: Counts) -> Candidate | None:

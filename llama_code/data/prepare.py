@@ -9,8 +9,10 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -22,11 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from llama_code.data import corpus, filters, split
+from llama_code.data import corpus, document, filters, sources, split
 from llama_code.data.corpus import Candidate, Counts, distinct_documents
 from llama_code.data.document import digest
 from llama_code.data.filters import filter_document
-from llama_code.data.sources import Source, open_source
+from llama_code.data.sources import Source, open_source, standard_library
+from llama_code.data.split import STANDARD_LIBRARY
 from llama_code.errors import UserError, run_script
 
 SPLITS = ("train", "held_out")
@@ -39,7 +42,7 @@ _end_of_text: int
 _dtype: np.dtype
 
 # What these say decides what is kept, so their text is part of the key under which prepared data is found again.
-RULES = (filters.__file__, split.__file__, corpus.__file__, __file__)
+RULES = (document.__file__, sources.__file__, filters.__file__, split.__file__, corpus.__file__, __file__)
 
 
 class EncodedBatch(NamedTuple):
@@ -70,23 +73,28 @@ def prepare(spec: str, tokenizer_dir: Path, progress: bool = True) -> Path:
         and meta.json.
 
     Raises:
-        UserError: the source cannot be read, or nothing of it is left to train on.
+        UserError: the source cannot be read, nothing of it is left to train on, or the cache cannot be written.
     """
     source = open_source(spec)
     tokenizer, end_of_text = load_tokenizer(tokenizer_dir)
     final = cache_dir() / "data" / _key(source, tokenizer, end_of_text)
-    if (final / META_FILE).exists():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f"{final.name}.") as temporary:
-        unfinished = Path(temporary) / "data"
-        unfinished.mkdir()
-        _write(source, tokenizer_dir, tokenizer, unfinished, progress)
-        try:
-            unfinished.rename(final)  # at once and whole: an interrupted preparation is never found again
-        except OSError:
-            if not (final / META_FILE).exists():  # else another process prepared the same data meanwhile
-                raise
+    try:
+        if (final / META_FILE).exists():
+            return final
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=f"{final.name}.") as temporary:
+            unfinished = Path(temporary) / "data"
+            unfinished.mkdir()
+            _write(source, tokenizer_dir, tokenizer, unfinished, progress)
+            # At once and whole: an interrupted preparation is never found again. Where another process has prepared
+            # the same data meanwhile, its folder stays.
+            if not (final / META_FILE).exists():
+                unfinished.rename(final)
+    except OSError as error:
+        raise UserError(
+            f"prepared data cannot be written to {str(final.parent)!r} ({error.strerror}); make room there or "
+            "set LLAMA_CODE_CACHE to another folder"
+        ) from error
     return final
 
 
@@ -119,7 +127,8 @@ def load_tokenizer(tokenizer_dir: Path) -> tuple[Tokenizer, int]:
 def _key(source: Source, tokenizer: Tokenizer, end_of_text: int) -> str:
     rules = [Path(file).read_text() for file in RULES]
     # What parses differs between versions of Python.
-    parts = [source.fingerprint, platform.python_version_tuple()[:2], tokenizer.to_str(), end_of_text, rules]
+    library = standard_library().fingerprint  # held out from every source
+    parts = [source.fingerprint, library, platform.python_version_tuple()[:2], tokenizer.to_str(), end_of_text, rules]
     return sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -127,7 +136,7 @@ def _write(source: Source, tokenizer_dir: Path, tokenizer: Tokenizer, folder: Pa
     started = time.monotonic()
     counts = Counts()
     dtype = token_dtype(tokenizer.get_vocab_size())
-    data_hash = blake2b(digest_size=16)
+    hashes = [blake2b(digest_size=16) for _ in SPLITS]
     totals = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in SPLITS}
     files = [open(folder / f"{name}.bin", "wb") for name in SPLITS]
     try:
@@ -135,7 +144,7 @@ def _write(source: Source, tokenizer_dir: Path, tokenizer: Tokenizer, folder: Pa
             counts.dropped += batch.dropped
             for i, name in enumerate(SPLITS):
                 files[i].write(batch.tokens[i])
-                data_hash.update(name.encode() + batch.digests[i])
+                hashes[i].update(batch.digests[i])
                 totals[name]["documents"] += batch.num_documents[i]
                 totals[name]["bytes"] += batch.num_bytes[i]
                 totals[name]["tokens"] += len(batch.tokens[i]) // dtype.itemsize
@@ -143,13 +152,15 @@ def _write(source: Source, tokenizer_dir: Path, tokenizer: Tokenizer, folder: Pa
         for file in files:
             file.close()
     if not totals["train"]["documents"]:
+        num_held_out = 0 if counts.held_out_library else totals["held_out"]["documents"]
         raise UserError(
-            f"--dataset {source.name!r} leaves nothing to train on ({_listing(counts)}); "
-            "give more projects, or files that are valid Python"
+            f"--dataset {source.name!r} leaves nothing to train on ({_listing(counts)}, held out by their projects' "
+            f"names: {num_held_out:,}); give more projects, or files that are valid Python"
         )
     meta = {
         "source": source.name,
-        "data_hash": data_hash.hexdigest(),
+        "held_out_source": STANDARD_LIBRARY if counts.held_out_library else source.name,
+        "data_hash": blake2b(b"".join(part.digest() for part in hashes), digest_size=16).hexdigest(),
         "dtype": dtype.name,
         "vocab_size": tokenizer.get_vocab_size(),
         "splits": totals,
@@ -186,12 +197,12 @@ def num_usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batches(documents: Iterable[Candidate]) -> Iterator[list[Candidate]]:
+def _batches(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
     batch: list[Candidate] = []
     size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.content or b"")
+    for candidate in candidates:
+        batch.append(candidate)
+        size += len(candidate.content or b"")
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -201,9 +212,18 @@ def _batches(documents: Iterable[Candidate]) -> Iterator[list[Candidate]]:
 
 def _start_worker(tokenizer_dir: Path, dtype: np.dtype) -> None:
     global _tokenizer, _end_of_text, _dtype
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are taken by the other workers
     _tokenizer, _end_of_text = load_tokenizer(tokenizer_dir)
     _dtype = dtype
+
+
+def _exit_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next batch forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode(batch: list[Candidate]) -> EncodedBatch:
@@ -213,7 +233,7 @@ def _encode(batch: list[Candidate]) -> EncodedBatch:
     for candidate in batch:
         text, reason = filter_document(candidate.content)
         if text is None or candidate.content is None:
-            encoded.dropped[reason] += 1
+            encoded.dropped[reason] += candidate.is_counted  # False adds nothing
         else:
             texts[candidate.is_held_out].append(text)
             digests[candidate.is_held_out].append(digest(candidate.content))
@@ -245,6 +265,8 @@ def describe(meta: dict[str, Any]) -> str:
         lines.append(
             f"  {name}: {total['documents']:,} documents, {total['bytes'] / 1e6:,.1f} MB, {total['tokens']:,} tokens"
         )
+    if counts.held_out_library:
+        lines.append("  no project of the source is held out, so the held-out text is the standard library's")
     return "\n".join(lines)
 
 
@@ -254,6 +276,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="local-python", help="the source")
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder with tokenizer.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves through the clean-up
     folder = prepare(arguments.dataset, arguments.tokenizer)
     print(describe(json.loads((folder / META_FILE).read_text())), file=sys.stderr)
     print(folder)

@@ -58,6 +58,8 @@ def open_source(spec: str) -> Source:
     """
     if spec == "local-python":
         return _local_python()
+    if not spec:
+        raise UserError(f"--dataset is empty; give {SOURCE_FORMS}")
     path = Path(spec)
     if path.is_dir():
         return _folder(path)
@@ -218,7 +220,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 place = f"line {number} of {str(path)!r}"
                 try:
                     yield place, json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{place} is no JSON ({error}); a .jsonl file holds one object a line") from error
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read after line {number} ({error}); give a whole file") from error
@@ -268,9 +270,14 @@ def dataset_documents(rows: Iterable[Any], name: str) -> Iterator[Document]:
 def _row_document(row: Any, place: str) -> Document:
     if not isinstance(row, dict):
         raise UserError(f"{place} is a JSON {type(row).__name__}; a row is an object with a text column")
-    text = _first(row, TEXT_COLUMNS)
-    if not isinstance(text, str):
+    column = next((name for name in TEXT_COLUMNS if name in row), None)
+    if column is None:
         raise UserError(_no_text_column(place, list(row)))
+    text = row[column]
+    if not isinstance(text, str):
+        raise UserError(
+            f"{place} has a {type(text).__name__} under {column!r}; every row needs text there: remove the row"
+        )
     project, path = _first(row, PROJECT_COLUMNS), _first(row, PATH_COLUMNS)
     # A lone surrogate, which JSON can carry, is no Unicode text: as bytes it fails the UTF-8 filter and is counted.
     return Document(str(project or ""), str(path or place), text.encode("utf-8", "surrogatepass"))

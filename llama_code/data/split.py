@@ -13,5 +13,7 @@ def is_held_out(project: str) -> bool:
     """
     if project == STANDARD_LIBRARY:
         return True
-    name_hash = int.from_bytes(blake2b(project.lower().encode(), digest_size=8).digest(), "big")
+    name_hash = int.from_bytes(
+        blake2b(project.lower().encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )
     return name_hash % HELD_OUT_ONE_IN == 0

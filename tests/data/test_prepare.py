@@ -1,6 +1,7 @@
 """Preparation: what is kept, what is counted, and that it is found again."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_unreadable_files_are_counted(corpus: Path, small_tokenizer: Path, monke
     assert meta["read"]["dropped"] == {"unreadable": 40}
 
 
-def test_a_copy_of_held_out_text_is_not_trained_on(tmp_path: Path, small_tokenizer: Path) -> None:
+def test_a_copy_of_the_standard_library_is_not_trained_on(tmp_path: Path, small_tokenizer: Path) -> None:
     import ast
 
     project = tmp_path / "vendored"
@@ -74,11 +75,91 @@ def test_a_copy_of_held_out_text_is_not_trained_on(tmp_path: Path, small_tokeniz
     shutil.copy(ast.__file__, project / "copy_of_ast.py")
     (project / "own.py").write_text("def own():\n    return 'own'\n")
     assert not is_held_out("vendored")
-    _, train, held_out = read(prepare(str(tmp_path), small_tokenizer, progress=False))
-    texts = [set(documents(tokens, small_tokenizer)) for tokens in (train, held_out)]
-    assert not texts[0] & texts[1]
-    # The source holds out nothing of its own, so the standard library is what it is measured on.
-    assert any('"""JSON' in text for text in texts[1])
+    meta, train, held_out = read(prepare(str(tmp_path), small_tokenizer, progress=False))
+    assert documents(train, small_tokenizer) == ["def own():\n    return 'own'\n"]
+    assert meta["read"]["documents"] == 2 and meta["read"]["dropped"] == {"duplicate": 1}
+    # The source holds out nothing of its own, so the standard library is what it is measured on, and that is said.
+    assert Path(ast.__file__).read_text() in documents(held_out, small_tokenizer)
+    assert meta["held_out_source"] == "python-stdlib"
+    assert "the held-out text is the standard library's" in describe(meta)
+
+
+def test_many_batches_keep_the_order(corpus: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import llama_code.data.prepare as module
+
+    whole = read(prepare(str(corpus), small_tokenizer, progress=False))
+    (corpus / "project-00" / "zzz_broken.py").write_text("def f(:\n")  # dropped, but it moves the batches' borders
+    monkeypatch.setattr(module, "BATCH_BYTES", 400)
+    pieces = read(prepare(str(corpus), small_tokenizer, progress=False))
+    assert (pieces[1] == whole[1]).all() and (pieces[2] == whole[2]).all()
+    assert pieces[0]["data_hash"] == whole[0]["data_hash"]
+    assert pieces[0]["read"] != whole[0]["read"]
+
+
+def test_the_key_covers_tokenizer_and_rules(
+    corpus: Path, small_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llama_code.data.prepare as module
+
+    first = prepare(str(corpus), small_tokenizer, progress=False)
+    other = tmp_path / "other"
+    shutil.copytree(small_tokenizer, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert prepare(str(corpus), other, progress=False) != first
+    monkeypatch.setattr(module, "RULES", module.RULES[1:])
+    assert prepare(str(corpus), small_tokenizer, progress=False) != first
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/caf\xe9.py", "w") as file:
+        file.write("x = 1\n")
+    (tmp_path / "rows.jsonl").write_text('{"content": "y = 1\\n", "repo_name": "a\\ud800b"}\n')
+    meta, _, _ = read(prepare(str(tmp_path), small_tokenizer, progress=False))
+    assert meta["read"]["documents"] == 2 and not meta["read"]["dropped"]
+
+
+def test_a_project_that_is_held_out_alone(tmp_path: Path, small_tokenizer: Path) -> None:
+    assert is_held_out("markupsafe")
+    (tmp_path / "markupsafe").mkdir()
+    (tmp_path / "markupsafe" / "a.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="leaves nothing to train on .*held out by their projects' names: 1"):
+        prepare(str(tmp_path), small_tokenizer, progress=False)
+
+
+def test_a_cache_that_cannot_be_written(
+    corpus: Path, small_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLAMA_CODE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        UserError, match="prepared data cannot be written to .*; make room there or set LLAMA_CODE_CACHE"
+    ):
+        prepare(str(corpus), small_tokenizer, progress=False)
+
+
+def test_sigterm_leaves_no_process_and_no_folder(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
+    (corpus / "rows.jsonl").write_text('{"content": "x = 1\\n"}\n' * 400_000)
+    command = [
+        sys.executable,
+        "-m",
+        "llama_code.data.prepare",
+        "--dataset",
+        str(corpus),
+        "--tokenizer",
+        str(small_tokenizer),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.read(1)  # the progress bar: it is at work
+    process.terminate()
+    # Both pipes end only when no worker holds them any more.
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + 15
+    assert not list((cache / "data").iterdir())
 
 
 def test_found_again_until_something_changes(corpus: Path, small_tokenizer: Path, cache: Path) -> None:

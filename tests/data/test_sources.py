@@ -102,6 +102,11 @@ def test_unknown_source() -> None:
         open_source("no-such-source")
 
 
+def test_empty_name_of_a_source() -> None:
+    with pytest.raises(UserError, match="--dataset is empty; give 'local-python'"):
+        open_source("")
+
+
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").touch()
     with pytest.raises(UserError, match="rows.csv' is a file of an unknown kind; give 'local-python'"):
@@ -124,7 +129,9 @@ def test_hub_data_set_that_cannot_be_opened() -> None:
         ('{"content": "x"}\nnot json\n', "line 2 of .* is no JSON .*; a .jsonl file holds one object a line"),
         ('{"body": "x"}\n', "line 1 of .* has the columns 'body'; the source text is read from 'content'"),
         ("{}\n", "line 1 of .* has the columns none; the source text is read from"),
-        ('{"content": 3}\n', "line 1 of .* has the columns 'content'; the source text is read from"),
+        ('{"content": 3}\n', "line 1 of .* has a int under 'content'; every row needs text there: remove the row"),
+        ('{"content": null}\n', "line 1 of .* has a NoneType under 'content'; every row needs text there"),
+        ("[" * 100_000 + "\n", "line 1 of .* is no JSON"),
         ('["x"]\n', "line 1 of .* is a JSON list; a row is an object with a text column"),
         (b'{"content": "\xff"}\n', "line 1 of .* is no JSON"),
     ],
