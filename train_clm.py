@@ -10,17 +10,25 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 import llama_code.modeling  # noqa: F401  (registers the models)
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
 from llama_code.training.arguments import Run, parse_run
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
-from llama_code.training.run_record import RUN_FILE, check_output_dir, git_commit, versions, write_json
+from llama_code.training.run_record import RUN_FILE, check_output_dir, git_commit, resumed_step, versions, write_json
 from llama_code.training.throughput import device_name, flops_per_token, peak_flops
 from llama_code.training.trainer import CodeTrainer
 
@@ -38,11 +46,11 @@ def main() -> None:
     output_dir = Path(arguments.output_dir)
     check_output_dir(output_dir, resumed=arguments.resume_from_checkpoint is not None)
     tokenizer = load_tokenizer(run.arguments.tokenizer, run.config)
+    set_seed(arguments.seed)
+    model = build_model(run)
     with arguments.main_process_first(desc="data preparation"):
         data = prepared_data(run.arguments.dataset, tokenizer, run.row_length)
 
-    set_seed(arguments.seed)
-    model = AutoModelForCausalLM.from_config(run.config, attn_implementation=run.arguments.attn_implementation)
     num_parameters = model.num_parameters()
     flops = flops_per_token(run.config, num_parameters, run.row_length)
     peak, peak_source = peak_flops(arguments.device)
@@ -59,15 +67,22 @@ def main() -> None:
     )
     log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
 
+    start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     seconds = time.perf_counter() - started - trainer.evaluation_seconds
     final = trainer.evaluate()
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)
+    model.config.use_cache = True  # Trainer turns it off, and what is saved is for generation
     trainer.save_model()
     if not is_main:
         return
-    tokens = min(run.arguments.train_tokens, result.global_step * run.plan.batch_rows * run.row_length)
+    step_tokens = run.plan.batch_rows * run.row_length
+    tokens = min(run.arguments.train_tokens, result.global_step * step_tokens)
+    tokenizer_sha256 = sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    # Of a run that was resumed, time and loss are known of the steps since.
+    new_tokens = tokens - start_step * step_tokens
+    new_steps = result.global_step - start_step
     record = {
         "size": run.size,
         "num_parameters": num_parameters,
@@ -76,19 +91,21 @@ def main() -> None:
         "tokens": tokens,
         "passes_over_data": rows.num_passes,
         "flops": tokens * flops,
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "mfu": tokens * flops / seconds / (peak * arguments.world_size),
+        "resumed_from_step": start_step,
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(new_tokens / seconds, 1),
+        "mfu": new_tokens * flops / seconds / (peak * arguments.world_size),
         "mfu_is_share_of": {"flops": peak, "source": peak_source},
-        "train_loss": result.training_loss,
+        "train_loss": result.training_loss * result.global_step / new_steps,
         "initial": {"bits_per_byte": initial["eval_bits_per_byte"]},
         "final": {"bits_per_byte": final["eval_bits_per_byte"]},
         "device": device_name(arguments.device),
         "num_devices": arguments.world_size,
         "seed": arguments.seed,
         "recipe": recipe_record(run),
-        "config": run.config.to_dict(),
-        "data": {name: data.meta[name] for name in ("source", "splits", "read", "packages")},
+        "config": model.config.to_dict(),
+        "tokenizer": {"name": run.arguments.tokenizer or "tokenizer/", "sha256": tokenizer_sha256},
+        "data": {name: data.meta[name] for name in ("source", "held_out_source", "splits", "read", "packages")},
         "versions": versions(),
         "git_commit": git_commit(ROOT),
         "date": time.strftime("%Y-%m-%d"),
@@ -98,6 +115,17 @@ def main() -> None:
         f"bits per byte on held-out Python: {initial['eval_bits_per_byte']:.4f} -> {final['eval_bits_per_byte']:.4f}\n"
         f"{tokens:,} tokens in {seconds:.1f} s; model and {RUN_FILE} in {output_dir}"
     )
+
+
+def build_model(run: Run) -> PreTrainedModel:
+    """Make the untrained model of a run."""
+    try:
+        return AutoModelForCausalLM.from_config(run.config, attn_implementation=run.arguments.attn_implementation)
+    except (ValueError, KeyError, ImportError) as error:
+        names = f"--config {run.arguments.config!r} with --attn_implementation {run.arguments.attn_implementation!r}"
+        raise UserError(
+            f"{names} makes no model ({' '.join(str(error).split())}); correct config.json or choose another attention"
+        ) from error
 
 
 def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -128,12 +156,12 @@ def prepared_data(dataset: str, tokenizer: PreTrainedTokenizerBase, row_length: 
 
 def recipe_record(run: Run) -> dict:
     """Everything about optimization that can move a result."""
-    names = "learning_rate adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm warmup_steps bf16 fp16 optim"
+    names = "max_steps learning_rate warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm optim"
     arguments = run.training_arguments
     return {
         **asdict(run.plan),
         "row_length": run.row_length,
-        **{name: getattr(arguments, name) for name in names.split()},
+        **{name: getattr(arguments, name) for name in (*names.split(), "bf16", "fp16")},
         "lr_scheduler_type": str(arguments.lr_scheduler_type.value),
         "lr_scheduler_kwargs": arguments.lr_scheduler_kwargs,
         "attn_implementation": run.arguments.attn_implementation,

@@ -3,6 +3,15 @@
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+POSITIVE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
 
 @strict
 class LlamaCodeConfig(PreTrainedConfig):
@@ -30,6 +39,7 @@ class LlamaCodeConfig(PreTrainedConfig):
         attention_dropout: dropout probability of the attention weights in training.
 
     Raises:
+        ValueError: a size is not positive.
         huggingface_hub.errors.StrictDataclassClassValidationError: a size does not divide as attention needs it.
     """
 
@@ -57,6 +67,9 @@ class LlamaCodeConfig(PreTrainedConfig):
     attention_dropout: int | float = 0.0
 
     def __post_init__(self, **kwargs):
+        for name in POSITIVE_FIELDS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not positive; give 1 or more")
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:

@@ -134,5 +134,5 @@ def batch_bits(model: PreTrainedModel, batch: Sequence[Window]) -> float:
         predictions = logits[row, window.first_scored - 1 : len(window.ids) - 1]
         for chunk, chunk_targets in zip(predictions.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True):
             losses = F.cross_entropy(chunk.float(), chunk_targets, reduction="none")
-            nats += losses.sum(dtype=torch.float64).item()
+            nats += losses.cpu().double().sum().item()  # not every device has fp64
     return nats / math.log(2)

@@ -1,5 +1,6 @@
 """What the command line of train_clm.py takes: the run, the recipe, and every field of TrainingArguments."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,14 +8,17 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, TrainingArguments
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
-import llama_code.modeling  # noqa: F401  (registers the configuration)
 from llama_code.errors import UserError
+from llama_code.modeling import LlamaCodeConfig
 from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
 
 ROW_LENGTH = 2_048
+MIN_LR_RATE = 0.1
 SIZES = ("m1", "m2", "m3", "m4", "m5")
 # The paper's protocol, and what suits it; where a value is None it is decided when the run's length is known.
 DEFAULTS: dict[str, Any] = {
@@ -23,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "max_grad_norm": 1.0,
     "lr_scheduler_type": "cosine_with_min_lr",
-    "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}',
+    "lr_scheduler_kwargs": None,
     "seed": 0,
     "report_to": ["tensorboard"],
     "save_total_limit": 2,
@@ -85,7 +89,7 @@ class Run:
     """
 
     size: str
-    config: PreTrainedConfig
+    config: LlamaCodeConfig
     arguments: RunArguments
     training_arguments: TrainingArguments
     plan: BatchPlan
@@ -129,6 +133,18 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             f"--num_train_epochs {values['num_train_epochs']} contradicts --train_tokens, which alone decides the "
             "length of a run; leave it out and ask for as many tokens as you want"
         )
+    if not values["eval_on_start"]:
+        raise UserError("--eval_on_start false leaves run.json without its initial bits per byte; leave it out")
+    if not 0 < values["learning_rate"] < math.inf:
+        raise UserError(f"--learning_rate {values['learning_rate']} is no positive number; give one such as 3e-4")
+    if not 0 <= values["seed"] < 2**32:
+        raise UserError(f"--seed {values['seed']} is outside 0 to 2**32 - 1, which seeds must be in; give another")
+    resumed_from = values["resume_from_checkpoint"]
+    if resumed_from is not None and not (Path(resumed_from) / TRAINER_STATE_NAME).is_file():
+        raise UserError(
+            f"--resume_from_checkpoint {resumed_from!r} is no folder with a {TRAINER_STATE_NAME}; "
+            "name a checkpoint-N folder of an earlier run"
+        )
     config = _read_config(folder)
     return _decide(folder.name, config, arguments, values, batch_tokens_asked=_is_given("--batch-tokens", argv))
 
@@ -152,29 +168,37 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        recipe = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{str(file)!r} is no YAML ({str(error).splitlines()[0]}); write one field a line") from error
     if not isinstance(recipe, dict):
         raise UserError(f"{str(file)!r} is a {type(recipe).__name__}; a recipe has one 'field: value' a line")
-    known = {*RunArguments.__dataclass_fields__, *TrainingArguments.__dataclass_fields__}
+    known = {*RunArguments.__dataclass_fields__, *TrainingArguments.__dataclass_fields__} - {"config"}
     for name in recipe:
         if name not in known:
             raise UserError(f"{str(file)!r} has the field {name!r}, which no argument has; correct or remove it")
+        if not isinstance(recipe[name], str | int | float):
+            raise UserError(f"{str(file)!r} has a {type(recipe[name]).__name__} as {name}; give one value")
     # YAML 1.1 reads 1.5e-3 as a number but 1e-3 as a string; argparse converts strings that are defaults.
     return recipe
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
+def _read_config(folder: Path) -> LlamaCodeConfig:
+    file = str(folder / "config.json")
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"'{folder / 'config.json'}' is no model configuration ({reason}); correct it") from error
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file!r} is no model configuration ({reason}); correct it") from error
+    if not isinstance(config, LlamaCodeConfig):
+        raise UserError(
+            f"{file!r} has the model_type {config.model_type!r}; this trains 'llama_code' alone: correct it"
+        )
+    return config
 
 
 def _decide(
-    size: str, config: PreTrainedConfig, arguments: RunArguments, values: dict[str, Any], batch_tokens_asked: bool
+    size: str, config: LlamaCodeConfig, arguments: RunArguments, values: dict[str, Any], batch_tokens_asked: bool
 ) -> Run:
     on_gpu = torch.cuda.is_available() and not values["use_cpu"]
     row_length = min(ROW_LENGTH, config.max_position_embeddings)
@@ -183,25 +207,31 @@ def _decide(
     values["output_dir"] = values["output_dir"] or f"runs/{size}"
     values["bf16"] = (on_gpu and torch.cuda.is_bf16_supported()) if values["bf16"] is None else values["bf16"]
     values["num_train_epochs"] = 1
+    if values["lr_scheduler_kwargs"] is None and values["lr_scheduler_type"] == DEFAULTS["lr_scheduler_type"]:
+        values["lr_scheduler_kwargs"] = {"min_lr_rate": MIN_LR_RATE}
     # These are decided below, once the number of devices and with it the plan is known.
     undecided = [name for name in ("warmup_steps", "logging_steps", "save_strategy") if values[name] is None]
     for name in undecided:
         del values[name]
     try:
         training_arguments = TrainingArguments(**values)
-    except ValueError as error:
+    except (ValueError, ImportError, OSError) as error:
         raise UserError(f"{' '.join(str(error).split())} (an argument of TrainingArguments; correct it)") from error
-    assert arguments.batch_tokens and arguments.paper_batch_rows and arguments.micro_batch_rows
+    # One process trains on one device; left alone, Trainer would split its batches over all that it sees.
+    training_arguments._n_gpu = min(1, training_arguments.n_gpu)
+    assert arguments.batch_tokens is not None and arguments.paper_batch_rows is not None
+    assert arguments.micro_batch_rows is not None
     plan = plan_batches(
         train_tokens=arguments.train_tokens,
         row_length=row_length,
         batch_tokens=arguments.batch_tokens,
         paper_batch_rows=arguments.paper_batch_rows,
-        largest_micro_batch_rows=arguments.micro_batch_rows if on_gpu else 1,
+        largest_micro_batch_rows=arguments.micro_batch_rows if on_gpu else min(1, arguments.micro_batch_rows),
         num_devices=training_arguments.world_size,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         batch_tokens_asked=batch_tokens_asked,
+        max_steps=training_arguments.max_steps,
     )
     training_arguments.per_device_train_batch_size = plan.micro_batch_rows
     training_arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps

@@ -48,6 +48,7 @@ def plan_batches(
     per_device_train_batch_size: int | None,
     gradient_accumulation_steps: int | None,
     batch_tokens_asked: bool,
+    max_steps: int = -1,
 ) -> BatchPlan:
     """Divide a run into steps.
 
@@ -61,6 +62,7 @@ def plan_batches(
         per_device_train_batch_size: rows of one forward pass, where the user asks for a number.
         gradient_accumulation_steps: forward passes of a step, where the user asks for a number.
         batch_tokens_asked: whether `batch_tokens` stands on the command line; it is then kept as it is.
+        max_steps: steps after which the run ends early, if positive.
 
     Raises:
         UserError: the numbers contradict each other.
@@ -71,14 +73,16 @@ def plan_batches(
         )
     for name, value in (
         ("batch_tokens", batch_tokens),
+        ("paper_batch_rows", paper_batch_rows),
+        ("micro_batch_rows", largest_micro_batch_rows),
         ("per_device_train_batch_size", per_device_train_batch_size),
         ("gradient_accumulation_steps", gradient_accumulation_steps),
     ):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} is not positive; ask for 1 or more")
+        if value is not None and (value < 1 or value != int(value)):
+            raise UserError(f"--{name} {value} is no positive whole number; ask for 1 or more")
     num_rows = math.ceil(train_tokens / row_length)
     batch_rows, remark = _recipe_batch_rows(
-        num_rows, train_tokens, row_length, batch_tokens, paper_batch_rows, batch_tokens_asked
+        num_rows, train_tokens, row_length, batch_tokens, paper_batch_rows, batch_tokens_asked, num_devices
     )
     if per_device_train_batch_size and gradient_accumulation_steps:
         product = per_device_train_batch_size * gradient_accumulation_steps * num_devices
@@ -104,12 +108,18 @@ def plan_batches(
         micro_batch_rows = device_rows // gradient_accumulation_steps
     else:
         micro_batch_rows = max(n for n in range(1, largest_micro_batch_rows + 1) if device_rows % n == 0)
+    num_steps = math.ceil(num_rows / batch_rows)
+    if max_steps > num_steps:
+        raise UserError(
+            f"--max_steps {max_steps} is more than the {num_steps} steps that --train_tokens {train_tokens} takes; "
+            "leave it out or ask for more tokens"
+        )
     return BatchPlan(
         num_rows=num_rows,
         batch_rows=batch_rows,
         micro_batch_rows=micro_batch_rows,
         gradient_accumulation_steps=device_rows // micro_batch_rows,
-        num_steps=math.ceil(num_rows / batch_rows),
+        num_steps=max_steps if max_steps > 0 else num_steps,
         remark=remark,
     )
 
@@ -121,6 +131,7 @@ def _recipe_batch_rows(
     batch_tokens: int,
     paper_batch_rows: int,
     batch_tokens_asked: bool,
+    num_devices: int,
 ) -> tuple[int, str]:
     if batch_tokens_asked:
         if batch_tokens % row_length:
@@ -129,13 +140,18 @@ def _recipe_batch_rows(
                 f"ask for {max(1, round(batch_tokens / row_length)) * row_length}"
             )
         return batch_tokens // row_length, ""
+    whole_batch = max(1, batch_tokens // row_length)
+    if train_tokens != PAPER_TRAIN_TOKENS and math.ceil(num_rows / whole_batch) >= FEWEST_STEPS:
+        return whole_batch, ""
     if train_tokens == PAPER_TRAIN_TOKENS:
-        return paper_batch_rows, f"batch of {paper_batch_rows} rows, as in the paper's run of {train_tokens:,} tokens"
-    batch_rows = max(1, batch_tokens // row_length)
-    if math.ceil(num_rows / batch_rows) >= FEWEST_STEPS:
-        return batch_rows, ""
-    fewer = max(1, num_rows // FEWEST_STEPS)
-    return fewer, (
-        f"batch of {fewer} rows instead of the recipe's {batch_rows}, which would take only "
-        f"{math.ceil(num_rows / batch_rows)} steps; at least {FEWEST_STEPS} are aimed at"
-    )
+        batch_rows, reason = paper_batch_rows, f"as in the paper's run of {train_tokens:,} tokens"
+    else:
+        batch_rows = max(1, num_rows // FEWEST_STEPS)
+        reason = (
+            f"instead of the recipe's {whole_batch}, which would take only {math.ceil(num_rows / whole_batch)} steps; "
+            f"at least {FEWEST_STEPS} are aimed at"
+        )
+    if batch_rows % num_devices:
+        batch_rows = math.ceil(batch_rows / num_devices) * num_devices
+        reason += f"; rounded up for {num_devices} devices"
+    return batch_rows, f"batch of {batch_rows} rows, {reason}"

@@ -45,17 +45,16 @@ def code_length(
     was_training = model.training
     model.eval()
     byte_lengths = byte_lengths.to(device)
-    bits = torch.zeros((), dtype=torch.float64, device=device)
-    num_bytes = torch.zeros((), dtype=torch.int64, device=device)
-    num_tokens = torch.zeros((), dtype=torch.int64, device=device)
+    bits, num_bytes, num_tokens = 0.0, 0, 0
     for start in range(0, len(rows), rows_per_batch):
         ids = torch.from_numpy(rows[start : start + rows_per_batch].astype(np.int64)).to(device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         targets = ids[:, 1:]
         nats = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         lengths = byte_lengths[targets]
-        bits += (nats * (lengths > 0)).double().sum() / math.log(2)
-        num_bytes += lengths.sum()
-        num_tokens += (lengths > 0).sum()
+        # Summed in fp64 on the host: not every device has it.
+        bits += (nats * (lengths > 0)).cpu().double().sum().item() / math.log(2)
+        num_bytes += int(lengths.sum())
+        num_tokens += int((lengths > 0).sum())
     model.train(was_training)
-    return CodeLength(bits.item(), int(num_bytes.item()), int(num_tokens.item()))
+    return CodeLength(bits, num_bytes, num_tokens)

@@ -4,9 +4,13 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from llama_code.errors import UserError
 
@@ -15,11 +19,18 @@ RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datas
 
 
 def check_output_dir(output_dir: Path, resumed: bool) -> None:
-    """Refuse a folder that already holds a run, so that none is overwritten or mixed with another.
+    """Make the folder, and refuse one that already holds a run, so that none is overwritten or mixed with another.
 
     Raises:
-        UserError: it does.
+        UserError: it holds one, or cannot be written.
     """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {str(output_dir)!r} cannot be written ({error.strerror}); name a folder that can be"
+        ) from error
     if (output_dir / RUN_FILE).exists():
         raise UserError(f"--output_dir {str(output_dir)!r} already holds a finished run; name another folder")
     checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
@@ -28,6 +39,23 @@ def check_output_dir(output_dir: Path, resumed: bool) -> None:
             f"--output_dir {str(output_dir)!r} already holds checkpoints of an unfinished run; go on from the last "
             f"with --resume_from_checkpoint {checkpoints[-1]} or name another folder"
         )
+
+
+def resumed_step(checkpoint: str | None, num_steps: int) -> int:
+    """Return the step at which a run is taken up; 0 for a new one.
+
+    Raises:
+        UserError: the checkpoint is at the end of the run or past it.
+    """
+    if checkpoint is None:
+        return 0
+    step = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+    if step >= num_steps:
+        raise UserError(
+            f"--resume_from_checkpoint {checkpoint!r} is at step {step} and the run has {num_steps}; ask for more "
+            "--train_tokens or take an earlier checkpoint"
+        )
+    return step
 
 
 def versions() -> dict[str, str]:

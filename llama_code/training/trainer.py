@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 
 from llama_code.training.bits_per_byte import CodeLength, code_length
@@ -50,16 +51,19 @@ class CodeTrainer(Trainer):
             own = code_length(
                 self.model, share, self.byte_lengths, self.args.per_device_train_batch_size, self.args.device
             )
-        sums = torch.tensor([own.bits, own.num_bytes, own.num_tokens], dtype=torch.float64, device=self.args.device)
-        bits, num_bytes, num_tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
-        total = CodeLength(bits, int(num_bytes), int(num_tokens))
+        parts = gather_object([own])
+        total = CodeLength(
+            sum(part.bits for part in parts),
+            sum(part.num_bytes for part in parts),
+            sum(part.num_tokens for part in parts),
+        )
         metrics = {
             "eval_bits_per_byte": total.bits_per_byte,
             "eval_loss": total.bits * float(np.log(2)) / total.num_tokens,
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._last_log = None  # the time spent here is not training
+        self._last_log = (time.perf_counter(), self.state.global_step)  # the time spent here is not training
         self.evaluation_seconds += time.perf_counter() - started
         return metrics
 

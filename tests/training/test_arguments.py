@@ -45,6 +45,7 @@ def test_the_papers_protocol_is_the_default() -> None:
     assert arguments.max_grad_norm == 1.0 and arguments.warmup_steps == 2 and arguments.seed == 0
     assert arguments.lr_scheduler_type == "cosine_with_min_lr"
     assert arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert parse("--lr_scheduler_type", "cosine").training_arguments.lr_scheduler_kwargs is None
     assert not arguments.bf16 and arguments.output_dir == "runs/m1"
 
 
@@ -66,11 +67,11 @@ def test_a_short_run_saves_its_model_alone() -> None:
     assert parse("--train_tokens", str(10**9)).training_arguments.save_strategy == "steps"
 
 
-def write_config(folder: Path, recipe: str | None, **fields: object) -> str:
+def write_config(folder: Path, recipe: str | bytes | None, **fields: object) -> str:
     config = json.loads((RECIPES / "m1" / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
     if recipe is not None:
-        (folder / "train.yaml").write_text(recipe)
+        (folder / "train.yaml").write_bytes(recipe.encode() if isinstance(recipe, str) else recipe)
     return str(folder)
 
 
@@ -93,6 +94,17 @@ def test_a_folder_is_a_size_of_ones_own(tmp_path: Path) -> None:
         (["--no_such_field", "1"], "unrecognized arguments: --no_such_field 1; .* --help lists the arguments"),
         (["--config"], "argument --config: expected one argument; .* --help lists the arguments"),
         (["--num_train_epochs", "3"], "--num_train_epochs 3.0 contradicts --train_tokens"),
+        (["--batch_tokens", "0"], "--batch_tokens 0 is no positive whole number"),
+        (["--micro_batch_rows", "-3"], "--micro_batch_rows -3 is no positive whole number"),
+        (["--eval_on_start", "false"], "--eval_on_start false leaves run.json without"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0 is no positive number"),
+        (["--learning_rate", "nan"], "--learning_rate nan is no positive number"),
+        (["--seed", "-1"], "--seed -1 is outside 0 to 2"),
+        (
+            ["--resume_from_checkpoint", "true"],
+            "--resume_from_checkpoint 'true' is no folder with a trainer_state.json",
+        ),
+        (["--dataset", "x", "--max_steps", "99"], "--max_steps 99 is more than the 16 steps"),
         (["--eval_rows", "0"], "--eval_rows 0 is not positive; ask for 1 or more"),
         (["--warmup_steps", "-5"], "warmup_steps.*an argument of TrainingArguments; correct it"),
         (["--lr_scheduler_type", "wavy"], "wavy"),
@@ -112,6 +124,9 @@ def test_errors(argv: list[str], message: str) -> None:
             "learnin_rate: 1.0e-3\n",
             "train.yaml' has the field 'learnin_rate', which no argument has; correct or remove",
         ),
+        ("learning_rate: [1, 2]\n", "train.yaml' has a list as learning_rate; give one value"),
+        ("config: m2\n", "train.yaml' has the field 'config'"),
+        (b"learning_rate: \xff\n", "train.yaml' is no YAML"),
         ("learning_rate: 1.0e-3\n", "has no batch_tokens in its train.yaml; add it or give --batch_tokens"),
         (None, "has no batch_tokens in its train.yaml"),
         (
@@ -120,13 +135,21 @@ def test_errors(argv: list[str], message: str) -> None:
         ),
     ],
 )
-def test_errors_of_a_recipe(tmp_path: Path, recipe: str | None, message: str) -> None:
+def test_errors_of_a_recipe(tmp_path: Path, recipe: str | bytes | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse("--config", write_config(tmp_path, recipe))
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "config.json' is no model configuration"), ('{"model_type": "no-such"}', "no-such")]
+    ("text", "message"),
+    [
+        ("{", "config.json' is no model configuration"),
+        ('{"model_type": "no-such"}', "no-such"),
+        ('{"model_type": "gpt2"}', "has the model_type 'gpt2'; this trains 'llama_code' alone"),
+        ('{"model_type": "llama_code", "hidden_size": "x"}', "is no model configuration .*hidden_size"),
+        ('{"model_type": "llama_code", "num_key_value_heads": 2}', "num_attention_heads=3 is not a multiple"),
+        ('{"model_type": "llama_code", "num_attention_heads": 0}', "num_attention_heads=0 is not positive"),
+    ],
 )
 def test_errors_of_a_config(tmp_path: Path, text: str, message: str) -> None:
     write_config(tmp_path, (RECIPES / "m1" / "train.yaml").read_text())

@@ -62,6 +62,17 @@ def test_the_batch_stays_when_devices_are_added() -> None:
     assert (result.batch_rows, result.micro_batch_rows, result.gradient_accumulation_steps) == (32, 8, 1)
 
 
+def test_a_batch_that_nobody_asked_for_is_rounded_up_for_the_devices() -> None:
+    assert plan(32_000, num_devices=2).batch_rows == 2
+    result = plan(2_048 * 2_000, num_devices=4)
+    assert result.batch_rows == 12 and "rounded up for 4 devices" in result.remark
+
+
+def test_a_run_that_ends_early_has_a_schedule_of_its_own() -> None:
+    result = plan(100_000_000, max_steps=50)
+    assert result.num_steps == 50 and result.warmup_steps == 5
+
+
 def test_one_asked_number_decides_the_other() -> None:
     assert plan(100_000_000, per_device_train_batch_size=4).gradient_accumulation_steps == 8
     assert plan(100_000_000, gradient_accumulation_steps=2).micro_batch_rows == 16
@@ -81,15 +92,19 @@ def test_an_asked_batch_is_kept() -> None:
     [
         (2_047, {}, "--train_tokens 2047 is less than one row of 2048 tokens; ask for 2048 or more"),
         (-1, {}, "--train_tokens -1 is less than one row"),
-        (10**8, {"batch_tokens": 0}, "--batch_tokens 0 is not positive; ask for 1 or more"),
-        (10**8, {"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0 is not positive"),
-        (10**8, {"gradient_accumulation_steps": -2}, "--gradient_accumulation_steps -2 is not positive"),
+        (10**8, {"batch_tokens": 0}, "--batch_tokens 0 is no positive whole number; ask for 1 or more"),
+        (10**8, {"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0 is no positive whole number"),
+        (10**8, {"gradient_accumulation_steps": -2}, "--gradient_accumulation_steps -2 is no positive whole number"),
         (
             10**8,
             {"per_device_train_batch_size": 5},
             "32 rows of 2048 tokens cannot be divided by --per_device_train_batch_size 5 x 1 device.*choose divisors",
         ),
         (10**8, {"gradient_accumulation_steps": 7}, "cannot be divided by --gradient_accumulation_steps 7"),
+        (10**8, {"batch_tokens": 256.5}, "--batch_tokens 256.5 is no positive whole number"),
+        (10**8, {"paper_batch_rows": 0}, "--paper_batch_rows 0 is no positive whole number"),
+        (10**8, {"largest_micro_batch_rows": -3}, "--micro_batch_rows -3 is no positive whole number"),
+        (32_000, {"max_steps": 17}, "--max_steps 17 is more than the 16 steps that --train_tokens 32000 takes"),
         (10**8, {"num_devices": 3}, "cannot be divided by 3 devices"),
         (
             10**8,

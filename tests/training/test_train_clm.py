@@ -42,6 +42,7 @@ def test_a_run_learns_saves_and_records(
     assert record["tokens"] == 64 * 90 - 30 and record["recipe"]["num_steps"] == 90
     assert record["size"] == "tiny" and record["device"].startswith("cpu")
     model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.use_cache and record["config"]["use_cache"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert record["num_parameters"] == model.num_parameters() and len(tokenizer) == 300
     assert record["flops"] == record["tokens"] * (6 * model.num_parameters() + 6 * 2 * 32 * 64)
@@ -114,8 +115,34 @@ def test_warmup_and_cosine_to_a_tenth(argv: list[str], tmp_path: Path, monkeypat
         for step in range(50)
     ]
     assert rates == pytest.approx(expected, rel=1e-4)
-    assert len(events.Scalars("train/tokens_per_second")) == len(events.Scalars("train/mfu")) == 49
+    assert len(events.Scalars("train/tokens_per_second")) == len(events.Scalars("train/mfu")) == 50
     assert [event.step for event in events.Scalars("eval/bits_per_byte")] == [0, 50]
+
+
+def test_a_resumed_run_records_its_own_speed_and_loss(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    argv += ["--save_strategy", "steps", "--save_steps", "50", "--logging_steps", "1"]
+    run(monkeypatch, argv)
+    whole = json.loads((tmp_path / "run" / "run.json").read_text())
+    checkpoint = str(tmp_path / "run" / "checkpoint-50")
+    argv[argv.index("--output_dir") + 1] = str(tmp_path / "resumed")
+    run(monkeypatch, [*argv, "--resume_from_checkpoint", checkpoint])
+    resumed = json.loads((tmp_path / "resumed" / "run.json").read_text())
+    assert (whole["resumed_from_step"], resumed["resumed_from_step"]) == (0, 50)
+    for name in ("initial", "final", "tokens", "flops"):
+        assert resumed[name] == whole[name]
+    state = json.loads((tmp_path / "run" / "checkpoint-90" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert whole["train_loss"] == pytest.approx(sum(losses) / 90, rel=1e-4)
+    assert resumed["train_loss"] == pytest.approx(sum(losses[50:]) / 40, rel=1e-4)
+    assert resumed["tokens_per_second"] == pytest.approx((64 * 40 - 30) / resumed["seconds"], rel=0.01)
+
+    argv[argv.index("--output_dir") + 1] = str(tmp_path / "shorter")
+    argv[argv.index("--train_tokens") + 1] = str(64 * 50)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, [*argv, "--resume_from_checkpoint", checkpoint])
+    assert "is at step 50 and the run has 50; ask for more --train_tokens" in capfd.readouterr().err
 
 
 def test_bad_input_is_one_sentence(
@@ -144,6 +171,8 @@ def test_bad_input_is_one_sentence(
         ],
         "--tokenizer 'no-such' cannot be loaded": ["--tokenizer", "no-such"],
         "finished' already holds a finished run; name another": ["--output_dir", str(finished)],
+        "--output_dir '/proc/x' cannot be written": ["--output_dir", "/proc/x"],
+        "makes no model": ["--attn_implementation", "nonsense"],
         "already holds checkpoints of an unfinished run; go on from": ["--output_dir", str(unfinished)],
         "cannot be divided by --per_device_train_batch_size 3": [
             *("--batch_tokens", "512", "--per_device_train_batch_size", "3")
