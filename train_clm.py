@@ -28,7 +28,15 @@ from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
 from llama_code.training.arguments import Run, parse_run
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
-from llama_code.training.run_record import RUN_FILE, check_output_dir, git_commit, resumed_step, versions, write_json
+from llama_code.training.run_record import (
+    RUN_FILE,
+    check_output_dir,
+    git_commit,
+    mean_logged_loss,
+    resumed_step,
+    versions,
+    write_json,
+)
 from llama_code.training.throughput import device_name, flops_per_token, peak_flops
 from llama_code.training.trainer import CodeTrainer
 
@@ -80,9 +88,8 @@ def main() -> None:
     step_tokens = run.plan.batch_rows * run.row_length
     tokens = min(run.arguments.train_tokens, result.global_step * step_tokens)
     tokenizer_sha256 = sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    # Of a run that was resumed, time and loss are known of the steps since.
+    # Of a run that was resumed, the time of the steps since is known.
     new_tokens = tokens - start_step * step_tokens
-    new_steps = result.global_step - start_step
     record = {
         "size": run.size,
         "num_parameters": num_parameters,
@@ -96,7 +103,7 @@ def main() -> None:
         "tokens_per_second": round(new_tokens / seconds, 1),
         "mfu": new_tokens * flops / seconds / (peak * arguments.world_size),
         "mfu_is_share_of": {"flops": peak, "source": peak_source},
-        "train_loss": result.training_loss * result.global_step / new_steps,
+        "train_loss": mean_logged_loss(trainer.state.log_history, start_step),
         "initial": {"bits_per_byte": initial["eval_bits_per_byte"]},
         "final": {"bits_per_byte": final["eval_bits_per_byte"]},
         "device": device_name(arguments.device),

@@ -79,17 +79,22 @@ def run_program(program: str, timeout: float = 3.0) -> Verdict:
         "RLIMIT_CORE": 0,
         # no RLIMIT_NPROC: root is exempt from it, and for others it counts every process of the user
     }
-    with tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True) as folder:
+    folder = tempfile.mkdtemp(prefix="judge-")
+    try:
         request = Path(folder, "request.json")
         request.write_text(json.dumps({"program": program, "nonce": nonce, "limits": limits}), encoding="utf-8")
         start = time.monotonic()
         report = _run_request(request, folder, start + timeout)
         seconds = time.monotonic() - start
+    finally:
+        # Not shutil.rmtree, which recurses: a program may leave thousands of folders inside each other.
+        subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL, check=False)
     if report is None:
         return Verdict(False, "timeout", seconds)
     if report == nonce:
         return Verdict(True, "passed", seconds)
-    return Verdict(False, report or "exited", seconds)
+    # The rest of what it wrote is the program's own doing and gets no place in the results.
+    return Verdict(False, report if report.isidentifier() or report == "syntax error" else "exited", seconds)
 
 
 def _run_request(request: Path, folder: str, deadline: float) -> str | None:

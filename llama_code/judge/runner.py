@@ -21,8 +21,8 @@ def set_limits(limits: dict[str, int]) -> None:
         resource.setrlimit(which, (value, value))
 
 
-def run(program: str) -> str:
-    """Execute `program` as a main module; returns "" when it ran to its last statement, else why it did not."""
+def run(program: str) -> str | None:
+    """Execute `program` as a main module; returns None when it ran to its last statement, else why it did not."""
     try:
         code = compile(program, "<candidate>", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
@@ -33,7 +33,7 @@ def run(program: str) -> str:
     except BaseException as error:
         # SystemExit and KeyboardInterrupt too: a program that leaves early has not passed
         return type(error).__name__
-    return ""
+    return None
 
 
 if __name__ == "__main__":
@@ -42,8 +42,12 @@ if __name__ == "__main__":
         request = json.load(request_file)
     os.unlink(request_path)  # it holds the nonce
     sys.argv = ["candidate.py"]
+    process_id = os.getpid()
     set_limits(request["limits"])
     reason = run(request["program"])
-    report = reason[:EXCEPTION_NAME_LENGTH] if reason else request["nonce"]
-    write_report(report_fd, report.encode("utf-8", "replace"))
+    # The name of an exception's class is the program's to choose, so an empty one must not look like success.
+    report = request["nonce"] if reason is None else reason[:EXCEPTION_NAME_LENGTH]
+    # A copy of this process that the program has forked reports nothing.
+    if os.getpid() == process_id:
+        write_report(report_fd, report.encode("utf-8", "replace"))
     os._exit(0)  # atexit handlers and threads of the program get no time after the verdict

@@ -58,6 +58,19 @@ def resumed_step(checkpoint: str | None, num_steps: int) -> int:
     return step
 
 
+def mean_logged_loss(log_history: list[dict[str, float]], start_step: int) -> float | None:
+    """Return the mean loss in nats a token of the logged steps after `start_step`; None where none were logged.
+
+    The Trainer's own mean divides a resumed run's sum by all of its steps in some versions, by the new ones in others.
+    """
+    total, last_step = 0.0, start_step
+    for entry in log_history:
+        if "loss" in entry and entry["step"] > start_step:
+            total += entry["loss"] * (entry["step"] - last_step)
+            last_step = int(entry["step"])
+    return total / (last_step - start_step) if last_step > start_step else None
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}}

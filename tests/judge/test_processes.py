@@ -30,6 +30,19 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are ju
         ("import sys; sys.exit(0)", "SystemExit"),
         ("import os; os._exit(0)", "exited"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise type('', (Exception,), {})", "exited"),  # the name of a class is the program's to choose
+        ("class E(AssertionError): pass\nE.__name__ = 'not a name'\nraise E", "exited"),
+        (
+            "import builtins\nclass M(type): __name__ = ''\nclass T(metaclass=M): pass\n"
+            "builtins.type = lambda e: T\nassert False",
+            "exited",
+        ),
+        ("import os\nos.fork()", "passed"),
+        ("import os\nos.write = lambda *a: 1 / 0", "passed"),
+        ("import os\nassert os.environ['PYTHONHASHSEED'] == '0'", "passed"),
+        ("import resource\nassert resource.getrlimit(resource.RLIMIT_CPU)[1] < 10", "passed"),
+        ("import os\nassert os.path.samefile('/proc/self/fd/0', '/dev/null')", "passed"),
+        ("import atexit, time\natexit.register(time.sleep, 60)", "passed"),
         ("import os; os.kill(os.getpid(), 9)", "exited"),
         ("import ctypes; ctypes.string_at(0)", "exited"),
         ("def f(): return f()\nf()", "RecursionError"),
@@ -89,6 +102,12 @@ def test_order_is_kept_and_progress_told():
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(processes.tempfile, "tempdir", str(tmp_path))
     run_program("open('left', 'w').write('x')")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_inside_each_other_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes.tempfile, "tempdir", str(tmp_path))
+    assert run_program("import os\nfor i in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\n").passed
     assert list(tmp_path.iterdir()) == []
 
 
