@@ -29,7 +29,7 @@ from llama_code.evaluation.sampling import sample
 from llama_code.evaluation.table import RESULT_HEADER, markdown_table, result_rows
 from llama_code.evaluation.tasks import HUMANEVAL_STOP_STRINGS, humaneval, problems_hash
 from llama_code.judge.processes import WARNING, check_platform
-from llama_code.training.run_record import write_json
+from llama_code.training.run_record import make_output_dir, write_json
 
 
 def main() -> None:
@@ -40,7 +40,6 @@ def main() -> None:
     arguments.check_output()
     results = rescore(arguments) if arguments.rescore else evaluate(arguments)
     results["aggregate"] = aggregate(results["tasks"])
-    arguments.output_path.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output_path / "results.json", results)
     print("\n" + markdown_table(RESULT_HEADER, result_rows(results["tasks"])))
     print("files:", ", ".join(str(path) for path in sorted(arguments.output_path.glob("*.json*"))))
@@ -63,6 +62,7 @@ def evaluate(arguments: EvalArguments) -> dict[str, Any]:
     """Run the tasks on a model and return results.json without its aggregate."""
     assert arguments.model and arguments.num_samples and arguments.k
     source = find_model(arguments.model)
+    make_output_dir(arguments.output_path)
     documents = []
     if "perplexity" in arguments.task_names:
         print(f"reading the held-out files of {arguments.dataset}", flush=True)
@@ -100,7 +100,6 @@ def evaluate(arguments: EvalArguments) -> dict[str, Any]:
             protocol["dataset"] = arguments.dataset
             protocol["data_hash"][task] = tasks[task]["data_hash"]
         else:
-            arguments.output_path.mkdir(parents=True, exist_ok=True)
             samples = write_samples(arguments.output_path / "samples.jsonl", drawn)
             tasks[task] = judge(arguments, samples, arguments.k)
     return {
@@ -117,8 +116,8 @@ def rescore(arguments: EvalArguments) -> dict[str, Any]:
     problems = humaneval()
     samples = read_samples(path, problems)
     ks = settle_k(arguments.k, samples)
+    make_output_dir(arguments.output_path)
     print(f"{sum(map(len, samples.values())):,} samples of {len(samples)} problems, pass@k for k = {ks}", flush=True)
-    arguments.output_path.mkdir(parents=True, exist_ok=True)
     protocol = {
         "rescored": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
         "judge": judge_protocol(),

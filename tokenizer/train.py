@@ -174,6 +174,9 @@ def main() -> None:
         help="bytes of source read from each package or repository (default: %(default)s)",
     )
     arguments = parser.parse_args()
+    for name in ("max_bytes", "max_project_bytes"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)} is not positive; give 1 or more")
     source = open_source(arguments.dataset)
     texts = TrainingTexts(source, arguments.max_bytes, arguments.max_project_bytes)
     tokenizer = train_tokenizer(texts, arguments.vocab_size, progress=True)

@@ -12,6 +12,7 @@ from llama_code.data.document import Document, digest, normalize
 from llama_code.data.filters import filter_document
 from llama_code.data.sources import Source, open_source, standard_library
 from llama_code.data.split import STANDARD_LIBRARY, is_held_out
+from llama_code.errors import UserError
 
 
 class Candidate(NamedTuple):
@@ -98,12 +99,23 @@ def training_texts(spec: str) -> Iterator[str]:
 
 
 def held_out_texts(spec: str) -> Iterator[tuple[str, str]]:
-    """Yield `(path, text)` of the deduplicated and filtered held-out documents of the source that `spec` names."""
+    """Yield `(path, text)` of the deduplicated and filtered held-out documents of the source that `spec` names.
+
+    Raises:
+        UserError: none of its projects is held out.
+    """
     return _kept_texts(spec, held_out=True)
 
 
 def _kept_texts(spec: str, held_out: bool) -> Iterator[tuple[str, str]]:
     for candidate in distinct_documents(open_source(spec), Counts(), progress=False):
+        if not candidate.is_counted:
+            if held_out:
+                raise UserError(
+                    f"--dataset {spec!r} holds out none of its projects, so there is nothing to measure; give a "
+                    "source with more projects, or local-python"
+                )
+            return
         if candidate.is_held_out == held_out:
             text, _ = filter_document(candidate.content)
             if text is not None:

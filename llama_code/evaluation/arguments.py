@@ -6,6 +6,9 @@ from pathlib import Path
 from llama_code.errors import UserError
 
 TASKS = ("perplexity", "humaneval")
+# Below, logits over the temperature overflow; above, sampling is uniform.
+MIN_TEMPERATURE = 1e-3
+MAX_TEMPERATURE = 1e3
 RESULT_FILES = ("samples.jsonl", "verdicts.jsonl", "results.json")
 
 
@@ -51,6 +54,9 @@ class EvalArguments:
         for task in self.task_names:
             if task not in TASKS:
                 raise UserError(f"--tasks names {task!r}, which is not a task; known are {', '.join(TASKS)}")
+        for name in ("model", "rescore", "output_dir"):
+            if getattr(self, name) == "":
+                raise UserError(f"--{name} is empty; name one or leave it out")
         if (self.model is None) == (self.rescore is None):
             raise UserError(
                 f"--model is {self.model!r} and --rescore is {self.rescore!r}, and just one of them is needed; "
@@ -60,10 +66,13 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value} and must be at least 1; give a positive number or leave it out")
-        if not self.temperature >= 0:
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             raise UserError(
-                f"--temperature is {self.temperature} and must not be negative; give 0 for the likeliest token"
+                f"--temperature is {self.temperature} and must be 0, for the likeliest token, or from "
+                f"{MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}; give for example 0.8"
             )
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed is {self.seed} and must be from 0 to 2**63 - 1; give for example 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p is {self.top_p} and must be in (0, 1]; give 1 to sample from all tokens")
         for k in self.k or ():
@@ -104,7 +113,7 @@ class EvalArguments:
             return Path(self.output_dir)
         if self.rescore is not None:
             return Path(self.rescore).parent / "rescored"
-        return Path("runs", "eval", Path(self.model or "").resolve().stem)
+        return Path("runs", "eval", Path(self.model or "").resolve().name.removesuffix(".gguf"))
 
     def check_output(self) -> None:
         """Refuse to write over earlier results.

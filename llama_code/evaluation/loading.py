@@ -2,9 +2,10 @@
 
 import importlib.util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import llama_code.modeling  # noqa: F401  registers the family with the Auto classes
@@ -13,8 +14,9 @@ from llama_code.evaluation.vocabulary import Vocabulary
 
 
 class ModelSource(NamedTuple):
-    """Where a model is: a folder or Hub id, and the GGUF file in that folder if it is one."""
+    """Where a model is: what was asked for, its folder or Hub id, and the GGUF file in that folder if it is one."""
 
+    spec: str
     name: str
     gguf_file: str | None
 
@@ -32,25 +34,25 @@ def find_model(spec: str) -> ModelSource:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"--model {spec!r} is a file but not a .gguf one; give a model's folder or a GGUF file")
-        return _gguf(path)
+        return _gguf(spec, path)
     if path.is_dir():
         if (path / "config.json").exists():
-            return ModelSource(str(path), None)
+            return ModelSource(spec, str(path), None)
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
-            return _gguf(files[0])
+            return _gguf(spec, files[0])
         if files:
             raise UserError(f"--model {spec!r} holds {len(files)} GGUF files and one is needed; give the file itself")
         raise UserError(f"--model {spec!r} has neither config.json nor a GGUF file; give a folder that holds a model")
     if spec.startswith((".", "~")) or path.is_absolute() or spec.count("/") > 1 or path.suffix == ".gguf":
         raise UserError(f"--model {spec!r} does not exist; give an existing folder, a GGUF file or a Hub id")
-    return ModelSource(spec, None)
+    return ModelSource(spec, spec, None)
 
 
-def _gguf(file: Path) -> ModelSource:
+def _gguf(spec: str, file: Path) -> ModelSource:
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--model {str(file)!r} is a GGUF file, which the package gguf reads; run `pip install gguf`")
-    return ModelSource(str(file.parent), file.name)
+    return ModelSource(spec, str(file.parent), file.name)
 
 
 def load_model(source: ModelSource) -> tuple[PreTrainedModel, Vocabulary]:
@@ -68,15 +70,23 @@ def load_model(source: ModelSource) -> tuple[PreTrainedModel, Vocabulary]:
     gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **gguf)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **gguf)
-    except (OSError, ValueError) as error:  # what from_pretrained raises for what it cannot find or does not know
-        reason = str(error).strip().splitlines()[0]
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, output_loading_info=True, **gguf)
+    # What from_pretrained raises for what it cannot find or does not know, cut files, and weights of other shapes.
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--model {source.name!r} cannot be loaded as a causal language model with its tokenizer ({reason}); give "
+            f"--model {source.spec!r} cannot be loaded as a causal language model with its tokenizer ({reason}); give "
             "a folder saved by transformers, a GGUF file or a Hub id that this machine can reach"
         ) from error
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise UserError(
+            f"--model {source.spec!r} lacks {len(missing)} of the weights that its config.json asks for, such as "
+            f"{missing[0]!r}; give a complete checkpoint"
+        )
     vocabulary = Vocabulary(tokenizer)
-    check_vocabulary(model, vocabulary, source.name)
+    check_vocabulary(model, vocabulary, source.spec)
     model.to(device)  # type: ignore[arg-type]  # its wrapper is declared without a type
     return model.eval(), vocabulary
 

@@ -90,6 +90,8 @@ def perplexity(model: PreTrainedModel, vocabulary: Vocabulary, documents: Sequen
         )
     size = min(context_length(model) or MAX_WINDOW, MAX_WINDOW) // 2 * 2
     encoded = vocabulary.encode([text for _, text in documents])
+    for (path, text), ids in zip(documents, encoded, strict=True):
+        vocabulary.check_spelling(text, ids, path)
     cut = [window for ids in encoded for window in windows([vocabulary.start_id, *ids], size)]
     bits = 0.0
     num_read = sum(len(window.ids) for window in cut)
@@ -97,6 +99,10 @@ def perplexity(model: PreTrainedModel, vocabulary: Vocabulary, documents: Sequen
         for batch in batches(cut, BATCH_TOKENS.get(model.device.type, MAX_WINDOW)):
             bits += batch_bits(model, batch)
             progress.update(sum(len(window.ids) for window in batch))
+    if not math.isfinite(bits):
+        raise UserError(
+            f"perplexity came out as {bits} bits: the model's weights are not finite; give another checkpoint"
+        )
     num_tokens = sum(len(ids) for ids in encoded)
     return {
         "bits_per_byte": bits / num_bytes,

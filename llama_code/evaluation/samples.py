@@ -56,7 +56,7 @@ def _read_lines(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[s
             continue
         try:
             sample = json.loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; nesting without end
             raise UserError(f"{place} is no JSON ({error}); {remedy}") from error
         for key in ("task_id", "completion"):
             if not isinstance(sample, dict) or not isinstance(sample.get(key), str):

@@ -60,12 +60,21 @@ class Vocabulary:
             UserError: they do not, as with a tokenizer that normalizes its input.
         """
         ids = self.encode([text])[0]
-        if self.decode(ids) != self.text_prefix + text.encode():
-            raise UserError(
-                f"tokenizer {self.tokenizer.name_or_path!r} does not keep the text {text[:80]!r}: its tokens spell "
-                f"{self.decode(ids)[:80]!r}; evaluate a model with a lossless tokenizer"
-            )
+        self.check_spelling(text, ids, repr(text[:80]))
         return ids
+
+    def check_spelling(self, text: str, ids: Sequence[int], name: str) -> None:
+        """Refuse token ids whose bytes do not spell their text; `name` stands for the text in the message.
+
+        Raises:
+            UserError: they do not, as with a tokenizer that normalizes its input.
+        """
+        spelled = self.decode(ids)
+        if spelled != (self.text_prefix if ids else b"") + text.encode():
+            raise UserError(
+                f"tokenizer {self.tokenizer.name_or_path!r} does not keep the text of {name}: its tokens spell "
+                f"{spelled[:80]!r}; evaluate a model with a lossless tokenizer"
+            )
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """The bytes that token ids stand for; ids beyond the tokenizer's (padding of the embedding) stand for none."""

@@ -94,7 +94,8 @@ def run_program(program: str, timeout: float = 3.0) -> Verdict:
     if report == nonce:
         return Verdict(True, "passed", seconds)
     # The rest of what it wrote is the program's own doing and gets no place in the results.
-    return Verdict(False, report if report.isidentifier() or report == "syntax error" else "exited", seconds)
+    is_reason = report == "syntax error" or (report.isidentifier() and report != "passed")
+    return Verdict(False, report if is_reason else "exited", seconds)
 
 
 def _run_request(request: Path, folder: str, deadline: float) -> str | None:

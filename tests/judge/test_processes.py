@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are ju
         ("assert __name__ == '__main__'", "passed"),
         ("assert 1 + 1 == 3", "AssertionError"),
         ("1 / 0", "ZeroDivisionError"),
+        ("class passed(Exception): pass\nraise passed", "exited"),
         ("class Odd(Exception): pass\nraise Odd('passed')", "Odd"),
         ("def f(:", "syntax error"),
         ("x = 'a\0b'", "syntax error"),
