@@ -1,6 +1,7 @@
 """Speed and peak memory of preparing all installed Python, and whether memory grows with the corpus.
 
-Run alone on the machine: `python benchmarks/prepare_speed.py`.
+Run alone on the machine: `python benchmarks/prepare_speed.py [SHARE ...]`, shares of the installed Python; by default
+0.25, 1 and 4, and local-python itself.
 """
 
 import json
@@ -16,30 +17,36 @@ from results import record
 from llama_code.data.sources import open_source
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = (0.25, 1.0)
+SHARES = (0.25, 1.0, 4.0)
 
 
 def main() -> None:
-    """Prepare a quarter of the installed Python, then all of it, in fresh caches."""
+    """Prepare shares of the installed Python in fresh caches."""
+    shares = [float(share) for share in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as folder:
-        for share in SHARES:
-            source = link_share(Path(folder) / f"corpus-{share}", share)
+        for share in shares or SHARES:
+            source = write_share(Path(folder) / f"corpus-{share}", share)
             meta, peak_bytes = prepare(str(source), Path(folder) / f"cache-{share}")
             report(f"{share:.0%} of installed Python", meta, peak_bytes)
-        meta, peak_bytes = prepare("local-python", Path(folder) / "cache")
-        report("local-python", meta, peak_bytes)
+        if not shares:
+            meta, peak_bytes = prepare("local-python", Path(folder) / "cache")
+            report("local-python", meta, peak_bytes)
 
 
-def link_share(folder: Path, share: float) -> Path:
-    """Link the first `share` of the files of each installed package into `folder`, a subfolder a package."""
+def write_share(folder: Path, share: float) -> Path:
+    """Copy the first `share` of the files of each installed package into `folder`, a subfolder a package.
+
+    Above 1, each file is copied that often, with a last line that tells the copies apart.
+    """
     site_packages = [Path(path) for path in sys.path if path.endswith("site-packages")]
     for i, root in enumerate(site_packages):
         for package in sorted(path for path in root.iterdir() if path.is_dir()):
             files = sorted(package.rglob("*.py"))
-            for j, file in enumerate(files[: round(share * len(files))]):
-                target = folder / f"{i}-{package.name}" / f"{j:05}.py"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(file)
+            for j, file in enumerate(files[: round(min(share, 1) * len(files))]):
+                for copy in range(max(1, round(share))):
+                    target = folder / f"{i}-{package.name}" / f"{j:05}-{copy}.py"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes() + b"\n# %d\n" % copy * (copy > 0))
     return folder
 
 

@@ -157,25 +157,24 @@ def _is_regular(path: Path) -> bool:
 
 def _file_source(name: str, files: list[tuple[str, Path]], root: Path | None = None) -> Source:
     """A source over `(project, path)` pairs; data files name the projects of their rows themselves."""
-    listing = [(project, _relative(path, root), path.stat()) for project, path in files]
+    fingerprint = sha256(name.encode("utf-8", "surrogatepass"))
+    num_bytes = 0
+    for project, path in files:
+        info = path.stat()
+        num_bytes += info.st_size
+        fingerprint.update(json.dumps([project, _relative(path, root), info.st_size, info.st_mtime_ns]).encode())
+    # Of a large corpus the list of files is what stays in memory: strings take a fraction of what paths do.
+    listing = [(project, str(path)) for project, path in files]
 
     def documents() -> Iterator[Document]:
-        for project, path in files:
-            if path.name.endswith(DATA_SUFFIXES):
-                yield from _data_file_documents(path)
+        for project, path in listing:
+            if path.endswith(DATA_SUFFIXES):
+                yield from _data_file_documents(Path(path))
             else:
-                yield Document(project, _relative(path, root), _read(path))
+                yield Document(project, _relative(Path(path), root), _read(Path(path)))
 
-    return Source(
-        name,
-        _fingerprint([name, [(project, path, info.st_size, info.st_mtime_ns) for project, path, info in listing]]),
-        documents,
-        sum(info.st_size for *_, info in listing) if not any(_is_data(path) for _, path in files) else None,
-    )
-
-
-def _is_data(path: Path) -> bool:
-    return path.name.endswith(DATA_SUFFIXES)
+    has_data_files = any(path.endswith(DATA_SUFFIXES) for _, path in listing)
+    return Source(name, fingerprint.hexdigest(), documents, None if has_data_files else num_bytes)
 
 
 def _relative(path: Path, root: Path | None) -> str:
