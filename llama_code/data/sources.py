@@ -66,7 +66,7 @@ def open_source(spec: str) -> Source:
     if path.is_file():
         if not path.name.endswith(DATA_SUFFIXES):
             raise UserError(f"--dataset {spec!r} is a file of an unknown kind; give {SOURCE_FORMS}")
-        return _file_source(spec, [("", path)])
+        return _file_source(spec, [("", spec)])
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not spec.startswith("."):
         return _hub_dataset(spec)
     raise UserError(f"--dataset {spec!r} does not exist; give {SOURCE_FORMS}")
@@ -82,15 +82,15 @@ def standard_library() -> Source:
 def _local_python() -> Source:
     """The standard library, then each installed distribution, by name."""
     library = standard_library()
-    files: list[tuple[str, Path]] = []
+    files: list[tuple[str, str]] = []
     packages = {STANDARD_LIBRARY: ".".join(map(str, sys.version_info[:3]))}
     for distribution in sorted(importlib.metadata.distributions(), key=_canonical_name):
         name = _canonical_name(distribution)
         # Our own editable install holds a path of this machine: the corpus would differ from clone to clone.
         if name in packages or name == OWN_DISTRIBUTION:
             continue
-        own = sorted({Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".py"})
-        own = [path for path in own if path.is_file()]
+        own = sorted({str(file.locate()) for file in distribution.files or () if file.suffix == ".py"})
+        own = [path for path in own if os.path.isfile(path)]
         if own:
             packages[name] = distribution.version
             files += [(name, path) for path in own]
@@ -120,19 +120,19 @@ def _folder(root: Path) -> Source:
     if not files:
         raise UserError(f"--dataset {str(root)!r} holds no .py, .jsonl or .parquet file; give {SOURCE_FORMS}")
 
-    def project(path: Path) -> str:
-        parts = path.relative_to(root).parts
-        return parts[0] if len(parts) > 1 else root.resolve().name
+    def project(path: str) -> str:
+        first, *rest = os.path.relpath(path, root).split(os.sep)
+        return first if rest else root.resolve().name
 
     return _file_source(str(root), [(project(path), path) for path in files], root)
 
 
-def _python_files(root: Path, skipped_folders: set[str]) -> list[Path]:
+def _python_files(root: Path, skipped_folders: set[str]) -> list[str]:
     return _walk(root, (".py",), skipped_folders)
 
 
-def _walk(root: Path, suffixes: tuple[str, ...], skipped_folders: set[str]) -> list[Path]:
-    """Regular files below `root`, sorted; hidden folders, byte code and virtual environments are not entered."""
+def _walk(root: Path, suffixes: tuple[str, ...], skipped_folders: set[str]) -> list[str]:
+    """Sorted paths of the regular files below `root`, but not in hidden folders, byte code or virtual environments."""
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [
@@ -143,52 +143,50 @@ def _walk(root: Path, suffixes: tuple[str, ...], skipped_folders: set[str]) -> l
             and not name.startswith(".")
             and not os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))
         ]
-        found += [Path(folder, name) for name in names if name.endswith(suffixes)]
+        found += [os.path.join(folder, name) for name in names if name.endswith(suffixes)]
     # Opening a pipe or a device that is called x.py would block.
     return sorted(path for path in found if _is_regular(path))
 
 
-def _is_regular(path: Path) -> bool:
+def _is_regular(path: str) -> bool:
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:  # a dangling link
         return False
 
 
-def _file_source(name: str, files: list[tuple[str, Path]], root: Path | None = None) -> Source:
+def _file_source(name: str, files: list[tuple[str, str]], root: Path | None = None) -> Source:
     """A source over `(project, path)` pairs; data files name the projects of their rows themselves."""
     fingerprint = sha256(name.encode("utf-8", "surrogatepass"))
     num_bytes = 0
     for project, path in files:
-        info = path.stat()
+        info = os.stat(path)
         num_bytes += info.st_size
         fingerprint.update(json.dumps([project, _relative(path, root), info.st_size, info.st_mtime_ns]).encode())
-    # Of a large corpus the list of files is what stays in memory: strings take a fraction of what paths do.
-    listing = [(project, str(path)) for project, path in files]
 
     def documents() -> Iterator[Document]:
-        for project, path in listing:
+        for project, path in files:
             if path.endswith(DATA_SUFFIXES):
                 yield from _data_file_documents(Path(path))
             else:
-                yield Document(project, _relative(Path(path), root), _read(Path(path)))
+                yield Document(project, _relative(path, root), _read(path))
 
-    has_data_files = any(path.endswith(DATA_SUFFIXES) for _, path in listing)
+    has_data_files = any(path.endswith(DATA_SUFFIXES) for _, path in files)
     return Source(name, fingerprint.hexdigest(), documents, None if has_data_files else num_bytes)
 
 
-def _relative(path: Path, root: Path | None) -> str:
+def _relative(path: str, root: Path | None) -> str:
     """The path below `root`, or from its last site-packages on: no folder of this machine in what is saved."""
     if root is not None:
-        return path.relative_to(root).as_posix()
-    parts = path.parts
+        return os.path.relpath(path, root).replace(os.sep, "/")
+    parts = path.split(os.sep)
     for marker in ("site-packages", "dist-packages"):
         if marker in parts:
             return "/".join(parts[len(parts) - parts[::-1].index(marker) :])
-    return path.name
+    return parts[-1]
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)  # one more than the filters allow: enough for them to say so

@@ -62,7 +62,7 @@ def test_unreadable_files_are_counted(corpus: Path, small_tokenizer: Path, monke
     import llama_code.data.sources as sources
 
     read_file = sources._read
-    monkeypatch.setattr(sources, "_read", lambda path: None if path.name == "module_0.py" else read_file(path))
+    monkeypatch.setattr(sources, "_read", lambda path: None if path.endswith("module_0.py") else read_file(path))
     meta, _, _ = read(prepare(str(corpus), small_tokenizer, progress=False))
     assert meta["read"]["dropped"] == {"unreadable": 40}
 
