@@ -16,7 +16,7 @@ from llama_code.evaluation.arguments import EvalArguments
 from llama_code.evaluation.loading import find_model, load_model
 from llama_code.evaluation.metrics import aggregate
 from llama_code.evaluation.perplexity import perplexity, select_documents
-from llama_code.evaluation.protocol import judge_protocol, model_protocol, sampling_protocol, versions
+from llama_code.evaluation.protocol import SCORING_PACKAGES, judge_protocol, model_protocol, sampling_protocol
 from llama_code.evaluation.samples import (
     Samples,
     judge_samples,
@@ -29,7 +29,7 @@ from llama_code.evaluation.sampling import sample
 from llama_code.evaluation.table import RESULT_HEADER, markdown_table, result_rows
 from llama_code.evaluation.tasks import HUMANEVAL_STOP_STRINGS, humaneval, problems_hash
 from llama_code.judge.processes import WARNING, check_platform
-from llama_code.training.run_record import make_output_dir, write_json
+from llama_code.training.run_record import make_output_dir, versions, write_json
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def evaluate(arguments: EvalArguments) -> dict[str, Any]:
         "limit": arguments.limit,
         "seed": arguments.seed,
         "data_hash": {},
-        "versions": versions(),
+        "versions": versions(SCORING_PACKAGES),
     }
     problems = {}
     if "humaneval" in arguments.task_names:
@@ -123,7 +123,7 @@ def rescore(arguments: EvalArguments) -> dict[str, Any]:
         "judge": judge_protocol(),
         "seed": arguments.seed,
         "data_hash": {"humaneval": problems_hash({task_id: problems[task_id] for task_id in samples})},
-        "versions": versions(),
+        "versions": versions(SCORING_PACKAGES),
     }
     return {"model": None, "protocol": protocol, "tasks": {"humaneval": judge(arguments, samples, ks)}}
 

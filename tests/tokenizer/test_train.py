@@ -109,3 +109,9 @@ def test_errors_are_one_sentence_and_exit_code_2() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: --dataset '/no/such/folder'") and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["max_bytes", "max_project_bytes"])
+def test_bounds_that_leave_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(UserError, match=f"--{name} 0 is not positive; give 1 or more"):
+        run_main(monkeypatch, f"--{name}", 0)
