@@ -28,17 +28,17 @@ from llama_code.evaluation.samples import (
 from llama_code.evaluation.sampling import sample
 from llama_code.evaluation.table import RESULT_HEADER, markdown_table, result_rows
 from llama_code.evaluation.tasks import HUMANEVAL_STOP_STRINGS, humaneval, problems_hash
-from llama_code.judge.processes import WARNING, check_platform
+from llama_code.judge.levels import DESCRIPTIONS, choose_level
 from llama_code.training.run_record import make_output_dir, versions, write_json
 
 
 def main() -> None:
     """Measure, judge, save, print."""
     arguments = parse_arguments()
-    if "humaneval" in arguments.task_names:
-        check_platform()
     arguments.check_output()
-    results = rescore(arguments) if arguments.rescore else evaluate(arguments)
+    # before a model is loaded and hours go into sampling
+    level = choose_level(arguments.allow_unsafe_judge) if "humaneval" in arguments.task_names else None
+    results = rescore(arguments, level) if level and arguments.rescore else evaluate(arguments, level)
     results["aggregate"] = aggregate(results["tasks"])
     write_json(arguments.output_path / "results.json", results)
     print("\n" + markdown_table(RESULT_HEADER, result_rows(results["tasks"])))
@@ -58,7 +58,7 @@ def parse_arguments() -> EvalArguments:
     return arguments
 
 
-def evaluate(arguments: EvalArguments) -> dict[str, Any]:
+def evaluate(arguments: EvalArguments, level: str | None) -> dict[str, Any]:
     """Run the tasks on a model and return results.json without its aggregate."""
     assert arguments.model and arguments.num_samples and arguments.k
     source = find_model(arguments.model)
@@ -76,9 +76,9 @@ def evaluate(arguments: EvalArguments) -> dict[str, Any]:
         "versions": versions(SCORING_PACKAGES),
     }
     problems = {}
-    if "humaneval" in arguments.task_names:
+    if level is not None:
         problems = dict(list(humaneval().items())[: arguments.limit])
-        protocol |= sampling_protocol(arguments, model, vocabulary) | {"judge": judge_protocol()}
+        protocol |= sampling_protocol(arguments, model, vocabulary) | {"judge": judge_protocol(level)}
         protocol["data_hash"]["humaneval"] = problems_hash(problems)
     drawn = sample(
         model,
@@ -99,9 +99,9 @@ def evaluate(arguments: EvalArguments) -> dict[str, Any]:
             tasks[task] = perplexity(model, vocabulary, documents)
             protocol["dataset"] = arguments.dataset
             protocol["data_hash"][task] = tasks[task]["data_hash"]
-        else:
+        elif level is not None:
             samples = write_samples(arguments.output_path / "samples.jsonl", drawn)
-            tasks[task] = judge(arguments, samples, arguments.k)
+            tasks[task] = judge(arguments, samples, arguments.k, level)
     return {
         "model": arguments.model,
         "num_parameters": model.num_parameters(),
@@ -110,7 +110,7 @@ def evaluate(arguments: EvalArguments) -> dict[str, Any]:
     }
 
 
-def rescore(arguments: EvalArguments) -> dict[str, Any]:
+def rescore(arguments: EvalArguments, level: str) -> dict[str, Any]:
     """Judge saved samples and return results.json without its aggregate."""
     path = Path(arguments.rescore or "")
     problems = humaneval()
@@ -120,18 +120,18 @@ def rescore(arguments: EvalArguments) -> dict[str, Any]:
     print(f"{sum(map(len, samples.values())):,} samples of {len(samples)} problems, pass@k for k = {ks}", flush=True)
     protocol = {
         "rescored": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-        "judge": judge_protocol(),
+        "judge": judge_protocol(level),
         "seed": arguments.seed,
         "data_hash": {"humaneval": problems_hash({task_id: problems[task_id] for task_id in samples})},
         "versions": versions(SCORING_PACKAGES),
     }
-    return {"model": None, "protocol": protocol, "tasks": {"humaneval": judge(arguments, samples, ks)}}
+    return {"model": None, "protocol": protocol, "tasks": {"humaneval": judge(arguments, samples, ks, level)}}
 
 
-def judge(arguments: EvalArguments, samples: Samples, ks: list[int]) -> dict[str, Any]:
+def judge(arguments: EvalArguments, samples: Samples, ks: list[int], level: str) -> dict[str, Any]:
     """Judge HumanEval samples, save each verdict, and return the benchmark's entry in results.json."""
-    print(WARNING, flush=True)
-    result, verdicts = judge_samples(humaneval(), samples, ks, arguments.seed)
+    print(f"judging at level {level!r}: {DESCRIPTIONS[level]}", flush=True)
+    result, verdicts = judge_samples(humaneval(), samples, ks, arguments.seed, level)
     write_records(arguments.output_path / "verdicts.jsonl", verdicts)
     return result
 

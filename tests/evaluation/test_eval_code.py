@@ -66,7 +66,8 @@ def test_perplexity_and_humaneval(run, model_dir, project, tmp_path, capsys):
     assert sum(humaneval["reasons"].values()) == 4
     assert results["aggregate"]["mean_over_tasks"] == {"pass@1": 0, "pass@2": 0}
     protocol = results["protocol"]
-    assert protocol["judge"]["level"] == "process-limits"
+    assert protocol["judge"]["level"] in ("full", "landlock")
+    assert protocol["judge"]["timeout_seconds"] == 3.0 and protocol["judge"]["address_space_bytes"] == 2**30
     assert protocol["data_hash"].keys() == {"perplexity", "humaneval"}
     assert protocol["document_start"] == "<|endoftext|>"
     assert (protocol["limit"], protocol["top_p"], protocol["temperature"]) == (2, 0.95, 0.8)
@@ -78,7 +79,7 @@ def test_perplexity_and_humaneval(run, model_dir, project, tmp_path, capsys):
     verdicts = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert [verdict["task_id"] for verdict in verdicts] == ["HumanEval/0"] * 2 + ["HumanEval/1"] * 2
     printed = capsys.readouterr().out
-    assert printed.count("this is NOT a sandbox") == 1
+    assert printed.count(f"judging at level '{protocol['judge']['level']}': programs run ") == 1
     assert "| humaneval  | pass@2" in printed and "| perplexity | bits per byte" in printed
     assert "results.json" in printed and "samples.jsonl" in printed
 
@@ -258,7 +259,7 @@ def test_samples_survive_a_crash_of_judging(run, model_dir, tmp_path, monkeypatc
     def crash(*args, **kwargs):
         raise RuntimeError
 
-    monkeypatch.setattr("llama_code.evaluation.samples.run_programs", crash)
+    monkeypatch.setattr("llama_code.evaluation.samples.code_eval", crash)
     with pytest.raises(RuntimeError):
         run("--model", model_dir, "--tasks", "humaneval", "--temperature", 0, "--limit", 3, "--output_dir", "out")
     assert len(Path("out/samples.jsonl").read_text().splitlines()) == 3
