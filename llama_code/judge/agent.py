@@ -146,7 +146,8 @@ class Agent:
         name = request["op"]
         values = arguments.values(request.get("values", []))
         if name == "load":
-            return self._load(*values), True
+            self._load(*values)
+            return None, True
         if name == "name":
             # an absent name is told apart from a name bound to None
             return [vars(self._module)[values[0]]] if values[0] in vars(self._module) else [], True

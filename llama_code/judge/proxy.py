@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from llama_code.judge import wire
 from llama_code.judge.agent import BINARY, COMPARE, UNARY
@@ -27,6 +27,18 @@ MAX_OUTPUT_BYTES = 8 * 2**20
 
 class Stop(BaseException):
     """The program cannot be asked any more; `Connection.failure` says why. No handler of the tests should catch it."""
+
+
+class FromProgram(NamedTuple):
+    """Marks an exception that the program raised.
+
+    Attributes:
+        text: its message.
+        while_compiling: whether compile() raised it.
+    """
+
+    text: str
+    while_compiling: bool
 
 
 class Remote:
@@ -136,7 +148,7 @@ class Connection:
         self._remotes: dict[int, Remote] = {}
         self._exceptions: dict[int, type[BaseException]] = {}
         self._exported: list[Value] = []
-        self._imports = {"remote": self._remote, "exception": self._exception}
+        self._imports: dict[str, Callable[..., Value]] = {"remote": self._remote, "exception": self._exception}
 
     def feed(self, text: str) -> None:
         """Write `text` to the program's standard input, while it runs, and close it."""
@@ -160,7 +172,7 @@ class Connection:
 
         Raises:
             Stop: the conversation has ended.
-            BaseException: what the program raised, as an exception of the same kind that is marked `from_program`.
+            BaseException: what the program raised, as an exception of the same kind with a `FromProgram` in `from_program`.
         """
         if self.muted:
             return "an object of the program"
@@ -222,9 +234,7 @@ class Connection:
         except (TypeError, ValueError):  # a class that wants other arguments than it keeps in args
             raised = kind.__new__(kind)
             raised.args = arguments
-        raised.from_program = True  # type: ignore[attr-defined]
-        raised.text = text  # type: ignore[attr-defined]
-        raised.while_compiling = error.get("while_compiling") is True  # type: ignore[attr-defined]
+        raised.from_program = FromProgram(text, error.get("while_compiling") is True)  # type: ignore[attr-defined]
         return raised
 
     def _answer(self, question: Message) -> bytes:

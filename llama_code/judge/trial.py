@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from llama_code.judge.proxy import Connection, Remote, Stop
+from llama_code.judge.proxy import Connection, FromProgram, Remote, Stop
 from llama_code.judge.task import DETAIL_LENGTH, Assertions, CallCases, StdinCases, Task
 
 Value = Any
@@ -182,15 +182,15 @@ def _outcome(execute: Callable[[], Outcome], connection: Connection, source: str
 
 
 def _reason(error: BaseException, source: str) -> Outcome:
-    from_program = hasattr(error, "from_program")
+    from_program: FromProgram | None = getattr(error, "from_program", None)
     name = type(error).__name__
-    text = error.text if from_program else _text(error)
+    text = from_program.text if from_program else _text(error)
     detail = f"{name}: {text}" if text else name
     if isinstance(error, AssertionError) and not from_program:
         return "wrong answer", _failing_assertion(error, source) + (f", {text}" if text else "")
     if isinstance(error, MemoryError):
         return "memory" if from_program else "too large", detail
-    if from_program and error.while_compiling:
+    if from_program and from_program.while_compiling:
         return "syntax error", detail
     if from_program and isinstance(error, PermissionError):
         return "forbidden", detail

@@ -32,7 +32,9 @@ TYPES = {name: value for name, value in vars(builtins).items() if isinstance(val
 }
 TYPE_NAMES = {value: name for name, value in reversed(TYPES.items())}
 
-KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
+KEYS: type = type({}.keys())
+VALUES: type = type({}.values())
+ITEMS: type = type({}.items())
 
 
 # made once: json.dumps makes a new encoder a call where separators are given
@@ -137,7 +139,7 @@ def parts_of(value: Value, kind: type) -> Iterable[Value]:
         return value.numerator, value.denominator
     if kind is range:
         return value.start, value.stop, value.step
-    return kind.__iter__(value)
+    return kind.__iter__(value)  # type: ignore[attr-defined]
 
 
 class Encoder:

@@ -66,7 +66,7 @@ class Worker:
                 [sys.executable, "-P", "-s", "-m", "llama_code.judge.worker", level, limits],
                 cwd="/",
                 env=environment,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 # Ctrl-C is the caller's to handle: it closes the worker's input.
                 start_new_session=True,
