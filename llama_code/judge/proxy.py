@@ -172,7 +172,8 @@ class Connection:
 
         Raises:
             Stop: the conversation has ended.
-            BaseException: what the program raised, as an exception of the same kind with a `FromProgram` in `from_program`.
+            BaseException: what the program raised, as an exception of the same kind, with a `FromProgram` in its
+                attribute `from_program`.
         """
         if self.muted:
             return "an object of the program"
