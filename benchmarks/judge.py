@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from judge_data import TIMEOUT, Pair, humaneval_pairs, mbpp_pairs, mutants, plain_run, read_lines
+from judge_data import TIMEOUT, Pair, all_mutants, humaneval_pairs, mbpp_pairs, plain_run, read_lines
 from results import record
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.judge.hostile
@@ -89,25 +89,23 @@ def report(level: str, name: str, verdicts: list) -> None:
 
 def compare_mutants(data: Path, count: int) -> None:
     """Compare verdicts on mutants of canonical solutions with those of plain runs."""
-    pairs = [(program, tests) for program, tests in humaneval_pairs()]
-    pairs += [pair for _, pair in mbpp_pairs(data)]
-    pool = [(mutant, tests) for program, tests in pairs for mutant in mutants(program)]
+    pool = all_mutants(data)
     chosen = random.Random(0).sample(pool, min(count, len(pool)))
     print(f"{len(chosen)} of {len(pool)} mutants", flush=True)
-    plain = [plain_run(*pair) for pair in chosen]
+    plain = [plain_run(mutant.program, mutant.plain_tests) for mutant in chosen]
     print("plain runs:", Counter(plain), flush=True)
     # A second run tells which are nondeterministic or too near the limit for two runs to agree.
-    again = [plain_run(*pair) for pair in chosen]
+    again = [plain_run(mutant.program, mutant.plain_tests) for mutant in chosen]
     steady = [first == second for first, second in zip(plain, again, strict=True)]
     for level in ISOLATED:
-        verdicts = judge(as_tasks(chosen), TIMEOUT, 2, level)
+        verdicts = judge(as_tasks([mutant[:2] for mutant in chosen]), TIMEOUT, 2, level)
         differing = []
-        for (program, tests), verdict, expected, agrees in zip(chosen, verdicts, plain, steady, strict=True):
+        for mutant, verdict, expected, agrees in zip(chosen, verdicts, plain, steady, strict=True):
             if agrees and verdict.passed != (expected == "passed"):
-                differing.append((program, tests, verdict, expected))
+                differing.append((mutant, verdict, expected))
         print(f"{level}: {sum(steady) - len(differing)} of {sum(steady)} verdicts agree", flush=True)
-        for program, tests, verdict, expected in differing:
-            print("----", expected, verdict, program, tests, sep="\n")
+        for mutant, verdict, expected in differing:
+            print("----", expected, verdict, mutant.program, mutant.plain_tests, sep="\n")
         record(
             "judge",
             level,
@@ -116,9 +114,9 @@ def compare_mutants(data: Path, count: int) -> None:
             sum(steady) - len(differing),
             "programs",
         )
-    for (program, tests), first, second in zip(chosen, plain, again, strict=True):
+    for mutant, first, second in zip(chosen, plain, again, strict=True):
         if first != second:
-            print("---- excluded:", first, second, program, tests, sep="\n")
+            print("---- excluded:", first, second, mutant.program, mutant.plain_tests, sep="\n")
     record(
         "judge",
         "plain run",

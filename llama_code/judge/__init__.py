@@ -33,13 +33,13 @@ What each level covers. "yes" is tested with hostile programs, as root and as an
 
     (1) it has no writable file at all at this level.
     (2) but for one that a program outside the judge starts for it.
-    (3) so that memory has a bound at "full" and "landlock" only: workers are as many as fit into half of the machine's.
+    (3) workers are as many as fit into half of the machine's memory, at one process each.
     (4) 1,024 more than its user has, which for programs of an unprivileged caller is the caller: one of them can keep
         others from starting threads while it runs.
     (5) each worker and its program stay on one processor.
 
-Not covered at any level: faults of the kernel itself, side channels (timing, caches), and a data set's tests, which are
-trusted: a test that hands `eval` to a program gives it away. A program is process 1 of its namespace at "full", where
+Not covered at any level: faults of the kernel itself, side channels (timing, caches), and a data set's tests, which
+are trusted: a test that hands `eval` to a program gives it away. A program is process 1 of its namespace at "full", where
 the kernel ignores signals that it sends itself and does not handle: such programs fare differently at other levels.
 Programs that need processes, sockets, files outside /tmp or packages other than numpy fail as "forbidden" or by an
 exception.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.judge_data import TIMEOUT, humaneval_pairs, mbpp_pairs, mutants, plain_run
+from benchmarks.judge_data import TIMEOUT, all_mutants, humaneval_pairs, mbpp_pairs, plain_run
 from llama_code.evaluation.apps import problem_tests, runnable
 from llama_code.judge.levels import ISOLATED
 from llama_code.judge.pool import judge
@@ -62,14 +62,13 @@ def test_nothing_passes_empty():
 
 def test_mutants_fare_as_in_a_plain_run():
     """A short form of benchmarks/judge.py's, of programs that take no time: none is near the limit."""
-    pool = [(mutant, tests) for program, tests in humaneval_pairs() for mutant in mutants(program)]
-    chosen = random.Random(1).sample(pool, NUM_MUTANTS)
-    plain = [plain_run(*pair) for pair in chosen]
+    chosen = random.Random(1).sample(all_mutants(None), NUM_MUTANTS)
+    plain = [plain_run(mutant.program, mutant.plain_tests) for mutant in chosen]
     assert {"passed", "failed"} <= set(plain)
-    verdicts = judge([Task(program, Assertions(tests)) for program, tests in chosen], TIMEOUT)
+    verdicts = judge([Task(program, Assertions(tests)) for program, tests, _ in chosen], TIMEOUT)
     differing = [
-        (pair, expected, verdict)
-        for pair, expected, verdict in zip(chosen, plain, verdicts, strict=True)
+        (mutant, expected, verdict)
+        for mutant, expected, verdict in zip(chosen, plain, verdicts, strict=True)
         if verdict.passed != (expected == "passed")
     ]
     assert differing == []
