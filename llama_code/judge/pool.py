@@ -11,7 +11,7 @@ from pathlib import Path
 from llama_code.judge import wire
 from llama_code.judge.levels import check_level, choose_level
 from llama_code.judge.task import Assertions, Task, Verdict
-from llama_code.judge.trial import check_tests
+from llama_code.judge.trial import check_cases, check_tests
 from llama_code.judge.workers import PACKAGES, WORKER_BYTES, JudgeFailed, Worker
 
 # Of control groups, versions 2 and 1, as a container sees its own.
@@ -25,7 +25,7 @@ def judge(
     timeout: float = 3.0,
     num_workers: int | None = None,
     level: str | None = None,
-    on_verdict: Callable[[], object] = lambda: None,
+    on_verdict: Callable[[int, Verdict], object] = lambda index, verdict: None,
 ) -> list[Verdict]:
     """Judge programs side by side and return their verdicts in the same order.
 
@@ -35,15 +35,18 @@ def judge(
         num_workers: how many are judged at once; by default one a processor. Fewer, if the memory that they could take
             at worst were more than half of this machine's.
         level: how programs are isolated; by default the best level that works here and isolates them.
-        on_verdict: called in this thread after each verdict, for a progress bar.
+        on_verdict: called in this thread with each verdict as it comes and the index of its task.
 
     Raises:
         UserError: programs cannot be isolated on this platform, or the level asked for does not work.
-        NoTests: a task's test text is no Python; no program has run.
+        NoTests: a task's test text is no Python, or it has no cases; no program has run.
         JudgeFailed: workers cannot be started.
     """
-    for tests in {task.tests for task in tasks if isinstance(task.tests, Assertions)}:
-        check_tests(tests.source)
+    for source in {task.tests.source for task in tasks if isinstance(task.tests, Assertions)}:
+        check_tests(source)
+    for task in tasks:
+        if not isinstance(task.tests, Assertions):
+            check_cases(task.tests)
     if level is None:
         level = choose_level()
     else:
@@ -55,7 +58,7 @@ def judge(
     verdicts: list[Verdict | None] = [None] * len(tasks)
     for index, verdict in _judge_all(tasks, timeout, starts):
         verdicts[index] = verdict
-        on_verdict()
+        on_verdict(index, verdict)
     return [verdict for verdict in verdicts if verdict is not None]
 
 

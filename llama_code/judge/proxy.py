@@ -25,6 +25,14 @@ MAX_CALLBACK_DEPTH = 50
 MAX_OUTPUT_BYTES = 8 * 2**20
 
 
+# Names with two underscores that the tests may ask for, beside the methods of `Remote`.
+ANSWERED = ("__name__", "__qualname__", "__doc__")
+
+
+class ServerLost(Exception):
+    """The server of programs is gone or cannot start them; the text says what is known."""
+
+
 class Stop(BaseException):
     """The program cannot be asked any more; `Connection.failure` says why. No handler of the tests should catch it."""
 
@@ -53,6 +61,9 @@ class Remote:
         return self._connection.ask("call", *values, keywords=list(keywords))
 
     def __getattr__(self, name: str) -> Value:
+        # What libraries look for by such names they trust: numpy takes a memory address from `__array_interface__`.
+        if name == "_as_parameter_" or (name.startswith("__") and name not in ANSWERED):
+            raise AttributeError(f"the judge does not ask an object of the program for {name!r}")
         return self._connection.ask("getattr", self, name)
 
     def __setattr__(self, name: str, value: Value) -> None:
@@ -125,8 +136,9 @@ class Connection:
     Attributes:
         failure: reason and detail of what ended the conversation for good; None while it goes on.
         output: what it printed and nobody has taken, up to `MAX_OUTPUT_BYTES`.
-        stop_expected: whether the tests may mean a StopIteration that a call raises. Where they do not, it must not
-            end a loop of theirs (`all(map(f, cases))`) as if all were done, and comes as a RuntimeError.
+        stop_expected: whether the tests may mean a StopIteration that something else than `next()` raises. Where they
+            do not, it must not end a loop of theirs (`all(map(f, cases))`) as if all were done: it comes as a
+            RuntimeError.
         muted: set when only the verdict is left to be worded: nothing is asked of the program any more.
     """
 
@@ -196,7 +208,7 @@ class Connection:
             self._fail("too large", str(problem))
         except (MemoryError, RecursionError) as problem:
             self._fail("too large", f"{type(problem).__name__} while carrying a value")
-        if isinstance(error, StopIteration) and operation == "call" and not self.stop_expected:
+        if isinstance(error, StopIteration) and operation != "next" and not self.stop_expected:
             raise RuntimeError("the program raised StopIteration") from error
         if error is not None:
             raise error
@@ -228,6 +240,7 @@ class Connection:
         kind = decoder.value(error.get("class"))
         arguments = wire.exact(decoder.value(error.get("arguments")), tuple)
         text = wire.exact(error.get("text"), str)
+        attributes = wire.exact(decoder.value(error.get("attributes")), dict)
         if not isinstance(kind, type) or not issubclass(kind, BaseException) or issubclass(kind, BaseExceptionGroup):
             kind = Exception
         try:
@@ -235,6 +248,9 @@ class Connection:
         except (TypeError, ValueError):  # a class that wants other arguments than it keeps in args
             raised = kind.__new__(kind)
             raised.args = arguments
+        for name, value in attributes.items():
+            if type(name) is str and not name.startswith("__"):
+                setattr(raised, name, value)
         raised.from_program = FromProgram(text, error.get("while_compiling") is True)  # type: ignore[attr-defined]
         return raised
 
@@ -373,4 +389,5 @@ class Connection:
 
 
 def _text_of(error: BaseException) -> str:
-    return vars(error).get("text", "")
+    from_program: FromProgram | None = getattr(error, "from_program", None)
+    return ", ".join(map(str, error.args)) if from_program is None else from_program.text

@@ -51,6 +51,7 @@ def main() -> None:
     """Serve a worker until it closes its end."""
     level, control, bounds = sys.argv[1], socket.socket(fileno=int(sys.argv[2])), json.loads(sys.argv[3])
     linux.die_with_parent(os.getppid())
+    os.umask(0o022)  # folders that are made for programs are for another user to enter
     try:
         if level == "full":
             namespaces.leave()

@@ -5,8 +5,8 @@ How names of test text are resolved, in this order:
 1. what the text itself defines or imports;
 2. builtins: the judge's own. One exception: text that loads no name but builtins, and a single function of them
    (MBPP 126 tests a function that is called `sum`), means the program's function of that name;
-3. modules of the standard library, and numpy as `np`: the judge's own, if the program has bound the name
-   (HumanEval's tests use the `math` that the prompt imports);
+3. modules of the standard library, numpy as `np`, and what `PURE` modules hold (`Counter`, `datetime`, `isclose`): the
+   judge's own, if the program has bound the name to it (HumanEval's tests use the `math` that the prompt imports);
 4. the program's own names: data by value, functions, classes and instances as `proxy.Remote`, exception classes as
    exception classes of the same name and nearest builtin base.
 """
@@ -14,6 +14,7 @@ How names of test text are resolved, in this order:
 import ast
 import builtins
 import contextlib
+import copy
 import importlib
 import io
 import signal
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from llama_code.judge.proxy import Connection, FromProgram, Remote, Stop
+from llama_code.judge.proxy import Connection, FromProgram, Remote, ServerLost, Stop
 from llama_code.judge.task import DETAIL_LENGTH, Assertions, CallCases, StdinCases, Task
 
 Value = Any
@@ -32,6 +33,11 @@ Start = Callable[[], Connection]
 TEST_FILE = "<tests>"
 PASSED: Outcome = ("passed", "")
 MODULE_ALIASES = {"np": "numpy"}
+# Standard modules whose classes and functions tests get as their own: none of them reaches beyond its arguments.
+PURE = (
+    "array bisect calendar cmath collections copy datetime decimal fractions functools heapq itertools json math "
+    "operator re statistics string"
+).split()
 
 
 class NoTests(ValueError):
@@ -50,6 +56,17 @@ def check_tests(source: str) -> None:
         raise NoTests(f"{type(error).__name__}: {error}") from error
 
 
+def check_cases(tests: StdinCases | CallCases) -> None:
+    """Refuse cases without an input, or with another number of results than of inputs.
+
+    Raises:
+        NoTests: there is none, or they do not match.
+    """
+    inputs, results = tests[-2:]
+    if not inputs or len(inputs) != len(results):
+        raise NoTests(f"{len(inputs)} inputs and {len(results)} results, where each of at least one input needs one")
+
+
 def run(task: Task, start: Start) -> Outcome:
     """Run a task's tests; returns the reason of the verdict and its detail."""
     if isinstance(task.tests, Assertions):
@@ -62,12 +79,17 @@ def run(task: Task, start: Start) -> Outcome:
 def run_assertions(program: str, source: str, connection: Connection) -> Outcome:
     """Execute test text against a program; it passes when the text's last statement is reached."""
     connection.feed("")
-    connection.stop_expected = "StopIteration" in source or "__next__" in source
+    connection.stop_expected = any(
+        getattr(node, "id", None) == "StopIteration" or getattr(node, "attr", None) == "__next__"
+        for node in ast.walk(ast.parse(source))
+    )
     names = Names(connection, shadowed_builtin(source))
     code = compile(source, TEST_FILE, "exec", dont_inherit=True)
 
     def execute() -> Outcome:
         connection.ask("load", program, "candidate")
+        for name in names_in_classes(source):
+            names.find(name)
         exec(code, names)
         return PASSED
 
@@ -88,7 +110,8 @@ def run_calls(program: str, cases: CallCases, connection: Connection) -> Outcome
                 raise NameError(f"name {cases.name!r} is not defined")
             function = getattr(solution(), cases.name)
         for number, (arguments, accepted) in enumerate(zip(cases.arguments, cases.results, strict=True), start=1):
-            result = function(*arguments)
+            # a copy: what the program changes must not be what its result is compared with
+            result = function(*copy.deepcopy(arguments))
             if not _is_one_of(result, accepted):
                 connection.muted = True
                 wanted = " or ".join(map(_short, accepted))
@@ -134,6 +157,12 @@ class Names(dict[str, Value]):
         self._connection = connection
         self._shadowed = shadowed
 
+    def find(self, name: str) -> None:
+        """Bind a name for good, if the program has it and the text does not bind it itself before."""
+        value = self.get_or_none(name)
+        if value is not None and not hasattr(builtins, name):
+            self[name] = value
+
     def get_or_none(self, name: str) -> Value:
         """Return what a name stands for, None if nothing."""
         try:
@@ -145,16 +174,39 @@ class Names(dict[str, Value]):
         if hasattr(builtins, name) and name != self._shadowed:
             raise KeyError(name)
         found = self._connection.ask("name", name)
-        if type(found) is not list or len(found) != 1:
+        if type(found) is not list or len(found) != 2:
             raise KeyError(name)
-        value = found[0]
-        module = MODULE_ALIASES.get(name, name)
-        if module in sys.stdlib_module_names or name in MODULE_ALIASES:
-            value = importlib.import_module(module)
-        elif not isinstance(value, (Remote, type)):
+        value, origin = found
+        own = _of_the_judge(name, origin)
+        if own is None and not isinstance(value, (Remote, type)):
             return value  # a variable: it may change before it is read again
-        self[name] = value
+        self[name] = value = value if own is None else own
         return value
+
+
+def _of_the_judge(name: str, origin: Value) -> Value:
+    """Return the judge's own object for what a program says that it has bound a name to; None where it has none.
+
+    Args:
+        name: in the test text.
+        origin: what the program says: a module and a name in it, "" for the module itself.
+    """
+    if type(origin) is not tuple or len(origin) != 2:
+        return None
+    module, inner = origin
+    if inner == "":
+        known = module == MODULE_ALIASES.get(name, name) and (
+            module in sys.stdlib_module_names or name in MODULE_ALIASES
+        )
+        return importlib.import_module(module) if known else None
+    return getattr(importlib.import_module(module), inner, None) if module in PURE and type(inner) is str else None
+
+
+def names_in_classes(source: str) -> list[str]:
+    """Return the names that bodies of classes load: Python looks them up past `Names.__missing__`."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    loaded = [node for one in classes for node in ast.walk(one) if isinstance(node, ast.Name)]
+    return sorted({node.id for node in loaded if isinstance(node.ctx, ast.Load)})
 
 
 def shadowed_builtin(source: str) -> str | None:
@@ -173,6 +225,8 @@ def _outcome(execute: Callable[[], Outcome], connection: Connection, source: str
         outcome = execute()
     except Stop:
         outcome = PASSED
+    except ServerLost:
+        raise
     # whatever ends the tests before their end is a failure, SystemExit included
     except BaseException as error:
         connection.muted = True
@@ -256,7 +310,7 @@ def _lines(text: str) -> list[str]:
 def _is_one_of(result: Value, accepted: list[Value]) -> bool:
     """Whether a result equals one of those that are right, which are JSON and have lists where Python has tuples."""
     try:
-        return _lists(result) in accepted
+        return any(_lists(result) == right for right in accepted)
     except RecursionError:  # deeper than any of them
         return False
 

@@ -1,9 +1,9 @@
 """A trusted process that judges one task after another: `python -m llama_code.judge.worker LEVEL LIMITS`.
 
 It is started as a fresh interpreter, holds a server that starts programs (`server`) and forks a process that runs the
-tests (`trial`), and keeps the deadlines. A process of tests whose program passed runs the next task's too; after any
-other verdict a new one is forked. Tasks come on standard input and verdicts go to standard output. When the input
-ends, whatever the reason, the worker kills what it started and leaves.
+tests of one task (`trial`), so that no test text changes the world of another, and keeps the deadlines. Tasks come on
+standard input and verdicts go to standard output. When the input ends, whatever the reason, the worker kills what it
+started and leaves.
 """
 
 import gc
@@ -13,15 +13,13 @@ import resource
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from typing import NoReturn
 
 from llama_code.judge import trial
 from llama_code.judge.linux import die_with_parent
 from llama_code.judge.packing import Message, pack, read_packed, unpack, unpack_task
-from llama_code.judge.proxy import Connection
+from llama_code.judge.proxy import Connection, ServerLost
 from llama_code.judge.task import Verdict
 
 # Long enough to learn how a process ended that has closed its connection; one that lives on has closed it on purpose.
@@ -29,12 +27,10 @@ END_SECONDS = 0.2
 CONTROL_BYTES = 2**16
 
 
-class ServerLost(Exception):
-    """The server of programs is gone or cannot start them; the text says what is known."""
+def start_server(level: str, limits: Message) -> tuple[int, socket.socket]:
+    """Start the server of programs and wait until it can start one; returns its process and the socket to it.
 
-
-def start_server(level: str, limits: Message) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the server of programs and wait until it can start one.
+    By posix_spawn: what subprocess imports (threading) would make every fork of this process take longer.
 
     Raises:
         ServerLost: the level does not work here.
@@ -42,11 +38,15 @@ def start_server(level: str, limits: Message) -> tuple[subprocess.Popen[bytes], 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-P", "-s", "-m", "llama_code.judge.server", level]
     with theirs:
-        process = subprocess.Popen(
+        theirs.set_inheritable(True)
+        process = os.posix_spawn(
+            sys.executable,
             [*command, str(theirs.fileno()), json.dumps(limits)],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            ],
         )
     word = ours.recv(CONTROL_BYTES).decode("utf-8", "replace")
     if word != "ready":
@@ -75,7 +75,7 @@ class Programs:
         Raises:
             ServerLost: the server is gone.
         """
-        self.close()
+        self._close()
         if self._id:
             end_program(self._control)
         # unlike every other, for what the server says of an earlier task's may still be on its way
@@ -95,8 +95,7 @@ class Programs:
         self._connection = Connection(ours, stdout_read, stdin_write, self._end)
         return self._connection
 
-    def close(self) -> None:
-        """Close the connection to the current process."""
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -117,30 +116,27 @@ class Programs:
         return "crashed", "its process closed the connection"
 
 
-def run_trials(control: socket.socket, channel: socket.socket, parent: int, address_space_bytes: int) -> NoReturn:
-    """Run tasks' tests in this process, which `parent` forked for it, until a program does not pass."""
+def run_trial(control: socket.socket, channel: socket.socket, parent: int, address_space_bytes: int) -> None:
+    """Run one task's tests in this process, which `parent` forked for it."""
     die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    file = channel.makefile("rb")
-    reason = "passed"
-    while reason == "passed" and (packed := read_packed(file)) is not None:
-        programs = Programs(control, packed[1])
-        try:
-            reason, detail = trial.run(unpack_task(packed[0]), programs.start)
-            message = {"reason": reason, "detail": trial.printable(detail)}
-        except ServerLost as error:
-            reason, message = "lost", {"lost": str(error)}
-        except MemoryError:
-            reason = "too large"
-            message = {"reason": reason, "detail": "what the tests hold of its results"}
-        programs.close()
-        channel.sendall(pack(message))
-    os._exit(0)
+    packed = read_packed(channel.makefile("rb"))
+    if packed is None:
+        return
+    programs = Programs(control, packed[1])
+    try:
+        reason, detail = trial.run(unpack_task(packed[0]), programs.start)
+        message = {"reason": reason, "detail": trial.printable(detail)}
+    except ServerLost as error:
+        message = {"lost": str(error)}
+    except MemoryError:
+        message = {"reason": "too large", "detail": "what the tests hold of its results"}
+    channel.sendall(pack(message))
 
 
-class Trials:
-    """The process that runs tests, as its worker sees it.
+class Trial:
+    """The process that runs one task's tests, as its worker sees it.
 
     Args:
         control: the socket to the server.
@@ -157,9 +153,9 @@ class Trials:
                 try:
                     self.channel.close()
                     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                    run_trials(control, theirs, parent, address_space_bytes)
+                    run_trial(control, theirs, parent, address_space_bytes)
                 finally:
-                    os._exit(1)
+                    os._exit(0)
         self._file = self.channel.makefile("rb")
 
     def answer(self) -> Message | None:
@@ -167,38 +163,35 @@ class Trials:
         packed = read_packed(self._file)
         return None if packed is None else unpack(packed[0])
 
-    def end(self) -> int:
-        """End the process; returns its status."""
+    def end(self) -> None:
+        """End the process."""
         os.kill(self._process, signal.SIGKILL)
         self._file.close()
         self.channel.close()
-        return os.waitpid(self._process, 0)[1]
+        os.waitpid(self._process, 0)
 
 
-def judge_packed(trials: Trials, packed: bytes, timeout: float) -> tuple[trial.Outcome | None, bool]:
-    """Judge one task.
-
-    Returns:
-        The outcome, None when the caller is gone; and whether the process of the tests can take another task.
+def judge_packed(tests: Trial, packed: bytes, timeout: float) -> trial.Outcome | None:
+    """Judge one task; returns the outcome, None when the caller is gone.
 
     Raises:
         ServerLost: the server of programs is.
     """
     poll = select.poll()
-    poll.register(trials.channel, select.POLLIN)
+    poll.register(tests.channel, select.POLLIN)
     poll.register(sys.stdin.fileno(), select.POLLIN)
-    trials.channel.sendall(packed)
+    tests.channel.sendall(packed)
     ready = [descriptor for descriptor, _ in poll.poll(timeout * 1000)]
     if ready == [sys.stdin.fileno()]:
-        return None, False
+        return None
     if not ready:
-        return ("timeout", f"no verdict within {timeout:g} s"), False
-    answer = trials.answer()
+        return "timeout", f"no verdict within {timeout:g} s"
+    answer = tests.answer()
     if answer is None:
-        return ("crashed", "the process of the tests, where its results are kept"), False
+        return "crashed", "the process of the tests, where its results are kept"
     if "lost" in answer:
         raise ServerLost(answer["lost"])
-    return (answer["reason"], answer["detail"]), answer["reason"] == "passed"
+    return answer["reason"], answer["detail"]
 
 
 def judge_all(control: socket.socket, verdicts: int, address_space_bytes: int) -> None:
@@ -207,23 +200,18 @@ def judge_all(control: socket.socket, verdicts: int, address_space_bytes: int) -
     Raises:
         ServerLost: the server of programs is.
     """
-    trials: Trials | None = None
-    try:
-        while (task := read_packed(sys.stdin.buffer)) is not None:
-            start = time.monotonic()
-            trials = trials or Trials(control, address_space_bytes)
-            outcome, goes_on = judge_packed(trials, *task)
-            seconds = time.monotonic() - start
-            if outcome is None:
-                return
-            if not goes_on:
-                trials.end()
-                trials = None
-            end_program(control)
-            os.write(verdicts, pack(Verdict(outcome == trial.PASSED, *outcome, seconds)._asdict()))
-    finally:
-        if trials is not None:
-            trials.end()
+    while (task := read_packed(sys.stdin.buffer)) is not None:
+        start = time.monotonic()
+        tests = Trial(control, address_space_bytes)
+        try:
+            outcome = judge_packed(tests, *task)
+        finally:
+            tests.end()
+        seconds = time.monotonic() - start
+        if outcome is None:
+            return
+        end_program(control)
+        os.write(verdicts, pack(Verdict(outcome == trial.PASSED, *outcome, seconds)._asdict()))
 
 
 def end_program(control: socket.socket) -> None:
@@ -258,14 +246,16 @@ def main() -> None:
         os.write(verdicts, pack({"lost": str(error)}))
         return
     gc.freeze()
-    os.write(verdicts, pack({"ready": level}))
     try:
+        os.write(verdicts, pack({"ready": level}))
         judge_all(control, verdicts, limits["tests_address_space_bytes"])
     except ServerLost as error:
         os.write(verdicts, pack({"lost": str(error)}))
+    except BrokenPipeError:  # the caller is gone
+        pass
     finally:
         control.close()
-        server.wait()
+        os.waitpid(server, 0)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,12 @@ def test_default_k_are_those_that_every_problem_has_samples_for():
     assert pass_at_k == {"pass@1": 1.0, "pass@10": 1.0}
 
 
+@pytest.mark.parametrize("k", [range(1, 3), np.array([1, 2]), (1, np.int64(2))], ids=str)
+def test_k_may_be_any_whole_numbers(k):
+    pass_at_k, _ = code_eval([[RIGHT] * 2], ["assert add(2, 3) == 5"], k=k)
+    assert pass_at_k == {"pass@1": 1.0, "pass@2": 1.0}
+
+
 def test_odd_programs_lose_nothing(metric):
     odd = ["", "x = '\ud800'", "\0", "1" * 10**6 + "x", "(" * 10**5, RIGHT]
     _, results = metric.compute(references=["assert add(2,3)==5"], predictions=[odd], k=1)
@@ -85,7 +91,10 @@ def test_odd_programs_lose_nothing(metric):
         ({"k": 1.5}, "k is 1.5 and must be a whole number"),
         ({"k": [True]}, "k is True"),
         ({"k": [1, 2]}, r"k is 2 and predictions\[0\] has 1 samples"),
-        ({"num_workers": 0}, "num_workers is 0 and must be at least 1"),
+        ({"predictions": [None]}, r"predictions\[0\] must be a list of programs"),
+        ({"num_workers": 0}, "num_workers is 0 and must be a whole number of at least 1"),
+        ({"num_workers": "4"}, "num_workers is '4' and must be a whole number"),
+        ({"timeout": "3"}, "timeout is '3' and must be above 0 seconds"),
         ({"timeout": 0}, "timeout is 0 and must be above 0 seconds and at most 86400;"),
         ({"timeout": float("nan")}, "timeout is nan"),
         ({"timeout": float("inf")}, "timeout is inf"),

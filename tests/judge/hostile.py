@@ -83,7 +83,7 @@ for _ in range(100):
     send(ok=0, nodes=[])
 """,
         "answers every request before it is asked, while it is loaded",
-        ("wrong answer",),
+        ("wrong answer", "exception"),
     ),
     "no_answer": Hostile(_forged("send()"), "sends an empty object", ("crashed",)),
     "not_an_object": Hostile(_forged("send_bytes(b'[1]')"), "sends JSON that is no object", ("crashed",)),

@@ -105,6 +105,7 @@ NOT_ON_WINDOWS = ("resource", "fcntl", "pwd", "grp", "termios")
 def test_windows_is_refused_before_anything_fails():
     program = f"""
 import sys
+import scipy.stats  # which looks at the real platform
 for name in {NOT_ON_WINDOWS}:
     sys.modules[name] = None
 import os, select, socket
@@ -128,3 +129,21 @@ def test_the_judge_starts_without_what_it_does_not_need():
         "import sys, llama_code.judge.pool; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": "."}).returncode == 0
+
+
+@pytest.mark.parametrize("level", levels.ISOLATED)
+@pytest.mark.parametrize("limit", ["umask 077", "ulimit -t 100", "ulimit -n 40", "ulimit -c 0; ulimit -s 1024"])
+def test_what_the_caller_is_limited_to_does_not_matter(level, limit):
+    program = (
+        "from llama_code.judge.levels import refusal\nfrom llama_code.judge.pool import judge\n"
+        "from llama_code.judge.task import Assertions, Task\n"
+        f"assert refusal({level!r}) is None, refusal({level!r})\n"
+        "task = Task('import bisect\\ndef f(): return 1', Assertions('assert f() == 1'))\n"
+        f"verdict = judge([task], 60.0, level={level!r})[0]\n"
+        "assert verdict.passed, verdict"
+    )
+    command = ["bash", "-c", f'{limit}; exec "$0" -c "$1"', sys.executable, program]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "does not work here" in result.stderr and levels.refusal(level):
+        pytest.skip(levels.refusal(level))
+    assert result.returncode == 0 and result.stderr == "", result.stderr

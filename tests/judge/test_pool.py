@@ -53,9 +53,10 @@ def wait_until(condition):
 
 def test_order_is_kept_and_progress_told():
     seen = []
-    verdicts = judge([waiting(0.3), FAILING, waiting(0.1)], num_workers=3, on_verdict=lambda: seen.append(1))
+    tasks = [waiting(0.3), FAILING, waiting(0.1)]
+    verdicts = judge(tasks, num_workers=3, on_verdict=lambda index, verdict: seen.append((index, verdict)))
     assert [verdict.passed for verdict in verdicts] == [True, False, True]
-    assert len(seen) == 3
+    assert len(seen) == 3 and dict(seen) == dict(enumerate(verdicts))
 
 
 def test_nothing_to_judge():
@@ -64,7 +65,7 @@ def test_nothing_to_judge():
 
 def test_tests_that_are_no_python_are_refused_before_any_program_runs():
     with pytest.raises(NoTests, match="SyntaxError"):
-        judge([PASSING, Task("", Assertions("assert ("))], on_verdict=lambda: pytest.fail("a program has run"))
+        judge([PASSING, Task("", Assertions("assert ("))], on_verdict=lambda *_: pytest.fail("a program has run"))
 
 
 def test_cases_that_are_no_data_are_refused():

@@ -7,6 +7,7 @@ import pytest
 
 from llama_code.judge.pool import judge
 from llama_code.judge.task import Assertions, CallCases, StdinCases, Task
+from llama_code.judge.trial import NoTests
 
 PAIR = """
 class Pair:
@@ -155,6 +156,28 @@ PASSING = {
         "assert P(1) == P(1) and P(1).x == 1 and E.A is E.A and E.A.value == 1 and E['A'] == E.A and I.A == 1",
     ),
     "not the main module": ("ran = False\nif __name__ == '__main__':\n    ran = True\n", "assert not ran"),
+    "names of the standard library that the program has imported": (
+        "from collections import Counter, OrderedDict\nfrom datetime import date, datetime\n"
+        "from decimal import Decimal\nfrom math import isclose\nfrom time import time\n"
+        "from functools import reduce\ndef f(x):\n    return x\ndef year(d):\n    return d.year\n"
+        "def copy(x):\n    return list(x)\nstring = 'mine'",
+        "assert isinstance(f(Counter('ab')), Counter) and Counter(f('aab')) == Counter('aba')\n"
+        "assert year(datetime(2020, 1, 1)) == 2020 and (f(date(2020, 1, 2)) - date(2020, 1, 1)).days == 1\n"
+        "assert abs(f(Decimal('1.5')) - Decimal('1.5')) < Decimal('0.1') and isclose(f(1), 1)\n"
+        "assert reduce(lambda a, b: a + b, f([1, 2])) == 3 and copy((1, 2)) == [1, 2] and string == 'mine'\n"
+        "assert time() > 0",
+    ),
+    "classes of the tests that use the program": (
+        "def f(x):\n    return x + 1\nclass A:\n    pass",
+        "import unittest\nclass T(unittest.TestCase):\n    g = staticmethod(f)\n    cases = [(f, 1)]\n"
+        "    made = A()\n    def test(self):\n        self.assertEqual(self.g(1), f(1))\n"
+        "t = T('test')\nt.test()\nassert T.cases[0][0](1) == 2 and isinstance(T.made, A)",
+    ),
+    "exceptions with attributes": (
+        ERRORS,
+        "try:\n    fail('own')\nexcept Wrong as error:\n    assert error.code == 3 and str(error) == 'wrong!'\n"
+        "else:\n    assert False",
+    ),
     "an exception with more than can be carried": (
         "def f():\n    raise ValueError('x' * 10**7)",
         "try:\n    f()\n    assert False\nexcept ValueError as error:\n    pass",
@@ -259,6 +282,36 @@ FAILING = {
         "exception",
         "RuntimeError: the program raised StopIteration",
     ),
+    "a StopIteration from a property that would end the tests' loop": (
+        "class A:\n    @property\n    def ok(self):\n        raise StopIteration\ndef f(x):\n    return A()",
+        "# StopIteration\nassert all(map(lambda x: f(x).ok == 1, [1, 2]))",
+        "exception",
+        "RuntimeError: the program raised StopIteration",
+    ),
+    "memory handed to numpy": (
+        "class A:\n    __array_interface__ = dict(shape=(3,), typestr='<f8', version=3, data=bytes(700), offset=64)\n"
+        "def f():\n    return A()",
+        "import numpy as np\nassert np.asarray(f()).shape == (3,)",
+        ("wrong answer", "exception"),
+        "",
+    ),
+    "an address handed to numpy": (
+        "class A:\n    __array_interface__ = dict(shape=(3,), typestr='<f8', version=3, data=(4096, False))\n"
+        "    __array_struct__ = __array__ = __buffer__ = __dlpack__ = _as_parameter_ = 4096\ndef f():\n    return A()",
+        "import ctypes\nimport numpy as np\nx = np.asarray(f())\n"
+        "for convert in (ctypes.c_long.from_param, memoryview, np.from_dlpack):\n    try:\n        convert(f())\n"
+        "        assert False\n    except (TypeError, AttributeError):\n        pass\nassert x.dtype == float",
+        ("wrong answer", "exception"),
+        "",
+    ),
+    "a class that lies about where it is from": (
+        "class Counter:\n    __module__ = 'os'\n    def __init__(self, *a):\n        pass\n"
+        "    def __eq__(self, other):\n        return True\nCounter.__qualname__ = 'system'\n"
+        "def f(x):\n    return 1",
+        "assert f('ab') == Counter('ab')",
+        ("wrong answer",),
+        "",
+    ),
     "a message that cannot be worded": (
         "class Odd:\n    def __str__(self):\n        raise SystemExit(0)\n    __repr__ = __str__\n"
         "def f():\n    return Odd()",
@@ -339,6 +392,14 @@ ECHO = "import sys\nfor line in sys.stdin:\n    print(int(line) * 2)"
         ("import threading\nthreading.Thread(target=lambda: print(input())).start()", [("a", "a")], "passed", ""),
         ("import sys\nprint(1)\nsys.exit()", [("", "1")], "passed", ""),
         ("import os\nos.write(1, b'1')\nos._exit(0)", [("", "1")], "passed", ""),
+        (
+            "import atexit, io, sys\nsys.stdout = io.StringIO()\n"
+            "atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))\nprint(1)",
+            [("", "1")],
+            "passed",
+            "",
+        ),
+        ("import sys\nprint(1)\nsys.stdout.close()", [("", "1")], "passed", ""),
         ("import sys\nprint(1)\nsys.exit(1)", [("", "1")], "exited", "case 1: it left with exit status 1"),
         ("x = 0\nx += 1\nprint(x)", [("", "1"), ("", "1")], "passed", ""),
         ("print(input())", [("", "1")], "exception", "case 1: EOFError"),
@@ -360,6 +421,7 @@ def test_standard_input_and_output(program, cases, reason, detail):
         ("def add(a, b):\n    return a + b", "passed", ""),
         ("class Solution:\n    def add(self, a, b):\n        return a + b", "passed", ""),
         ("def add(a, b):\n    return (*a, *b)", "passed", ""),
+        ("def add(a, b):\n    a.clear()\n    return a", "wrong answer", "call 1 returned [], not [1, 2]"),
         ("def add(a, b):\n    return a", "wrong answer", "call 1 returned [1], not [1, 2] or [[1, 2]]"),
         ("def sub(a, b):\n    return a", "exception", "NameError: name 'add' is not defined"),
         ("class Solution:\n    pass", "exception", "AttributeError"),
@@ -375,3 +437,35 @@ def test_calls(program, reason, detail):
     (verdict,) = judge([Task(program, CallCases("add", ([[1], [2]], [[], []]), ([[1, 2], [[1, 2]]], [[]])))])
     assert verdict.reason == reason, verdict
     assert detail in verdict.detail
+
+
+# (the first task's tests, the second task's program and tests, whether the second passes)
+LEAKS = {
+    "a builtin": (
+        "import builtins\nbuiltins.abs = lambda x: 0",
+        "def f():\n    return 99",
+        "assert abs(f()) < 1",
+        False,
+    ),
+    "a module": ("import math\nmath.pi = 3", "import math\ndef f():\n    return 3", "assert f() == math.pi", False),
+    "a context": (
+        "import decimal\ndecimal.getcontext().prec = 3",
+        "def f():\n    return '1.2345'",
+        "from decimal import Decimal\nassert +Decimal(f()) == Decimal('1.2345')",
+        True,
+    ),
+    "an alarm": ("import signal\nsignal.alarm(1)", "import time\ndef f():\n    time.sleep(1.2)", "f()", True),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_what_tests_change_is_gone_for_the_next(name):
+    first, program, second, passes = LEAKS[name]
+    verdicts = judge([Task("", Assertions(first)), Task(program, Assertions(second))], num_workers=1)
+    assert [verdict.passed for verdict in verdicts] == [True, passes]
+
+
+def test_cases_that_do_not_match_are_refused():
+    for tests in (StdinCases((), ()), StdinCases(("1",), ()), CallCases("f", ([1],), ())):
+        with pytest.raises(NoTests, match="inputs and .* results, where each of at least one input needs one"):
+            judge([Task("", tests)])
