@@ -1,48 +1,71 @@
-"""Evaluate a model's Python: `python eval_code.py --model PATH_OR_ID_OR_GGUF --tasks perplexity,humaneval`.
+"""Evaluate a model's Python: `python eval_code.py --model PATH_OR_ID_OR_GGUF --tasks perplexity,humaneval,mbpp`.
 
-Works on any causal language model that transformers loads. `--rescore samples.jsonl --tasks humaneval` judges saved
-samples again, without a model.
+Works on any causal language model that transformers loads. A run that was cut off goes on with the same command.
+`--rescore samples.jsonl --tasks humaneval` judges saved samples again, without a model; `--compare A B` shows how two
+results differ.
 """
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedModel
 
-from llama_code.data.corpus import held_out_texts
+from llama_code.data.corpus import held_out_texts, training_texts
 from llama_code.errors import UserError, run_script
 from llama_code.evaluation.arguments import EvalArguments
+from llama_code.evaluation.compare import compare
+from llama_code.evaluation.examples import write_examples
+from llama_code.evaluation.fim import infilling_prompt
+from llama_code.evaluation.gold import solution_bits
+from llama_code.evaluation.healing import heal
+from llama_code.evaluation.judging import by_complexity, judge_samples, quality, summarize_records
 from llama_code.evaluation.loading import find_model, load_model
 from llama_code.evaluation.metrics import aggregate
 from llama_code.evaluation.perplexity import perplexity, select_documents
-from llama_code.evaluation.protocol import SCORING_PACKAGES, judge_protocol, model_protocol, sampling_protocol
-from llama_code.evaluation.samples import (
-    Samples,
-    judge_samples,
-    read_samples,
-    settle_k,
-    write_records,
-    write_samples,
+from llama_code.evaluation.protocol import (
+    SCORING_PACKAGES,
+    benchmark_protocol,
+    model_protocol,
+    protocol_hash,
+    sampling_protocol,
+    start_or_take_up,
 )
-from llama_code.evaluation.sampling import sample
+from llama_code.evaluation.samples import Samples, append_records, read_samples, settle_k, take_up
+from llama_code.evaluation.sampling import sample, sample_order
+from llama_code.evaluation.shown import shown_examples
+from llama_code.evaluation.structure import Corpus
 from llama_code.evaluation.table import RESULT_HEADER, markdown_table, result_rows
-from llama_code.evaluation.tasks import HUMANEVAL_STOP_STRINGS, humaneval, problems_hash
+from llama_code.evaluation.tasks import Benchmark, load_benchmark
+from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.judge.levels import DESCRIPTIONS, choose_level
 from llama_code.training.run_record import make_output_dir, versions, write_json
+
+Benchmarks = dict[str, Benchmark]
 
 
 def main() -> None:
     """Measure, judge, save, print."""
     arguments = parse_arguments()
+    if arguments.compare is not None:
+        print(compare(*map(Path, arguments.compare)))
+        return
     arguments.check_output()
     # before a model is loaded and hours go into sampling
-    level = choose_level(arguments.allow_unsafe_judge) if "humaneval" in arguments.task_names else None
-    results = rescore(arguments, level) if level and arguments.rescore else evaluate(arguments, level)
+    level = choose_level(arguments.allow_unsafe_judge) if arguments.benchmark_names else ""
+    benchmarks = load_benchmarks(arguments)
+    corpus = Corpus(training_texts(arguments.copied_from)) if arguments.copied_from else None
+    results, samples = (rescore if arguments.rescore else evaluate)(arguments, benchmarks, level)
+    records = []
+    for name, benchmark in benchmarks.items():
+        own = {task_id: samples[task_id] for task_id in benchmark.problems if task_id in samples}
+        if own:
+            entry, judged = judge(arguments, name, benchmark, own, level, corpus)
+            results["tasks"][name] = entry | results["tasks"].get(name, {})
+            records += judged
     results["aggregate"] = aggregate(results["tasks"])
-    write_json(arguments.output_path / "results.json", results)
-    print("\n" + markdown_table(RESULT_HEADER, result_rows(results["tasks"])))
-    print("files:", ", ".join(str(path) for path in sorted(arguments.output_path.glob("*.json*"))))
+    results["protocol_hash"] = protocol_hash(results["protocol"])
+    save(arguments, results, shown_examples(benchmarks, samples, records))
 
 
 def parse_arguments() -> EvalArguments:
@@ -58,9 +81,19 @@ def parse_arguments() -> EvalArguments:
     return arguments
 
 
-def evaluate(arguments: EvalArguments, level: str | None) -> dict[str, Any]:
-    """Run the tasks on a model and return results.json without its aggregate."""
-    assert arguments.model and arguments.num_samples and arguments.k
+def load_benchmarks(arguments: EvalArguments) -> Benchmarks:
+    """Load the benchmarks asked for, each with its first `--limit` problems."""
+    folder = Path(arguments.benchmark_dir) if arguments.benchmark_dir else None
+    loaded = {name: load_benchmark(name, folder, arguments.mbpp_form) for name in arguments.benchmark_names}
+    return {
+        name: benchmark._replace(problems=dict(list(benchmark.problems.items())[: arguments.limit]))
+        for name, benchmark in loaded.items()
+    }
+
+
+def evaluate(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tuple[dict[str, Any], Samples]:
+    """Measure a model and draw samples from it; returns results.json with what needs the model, and the samples."""
+    assert arguments.model
     source = find_model(arguments.model)
     make_output_dir(arguments.output_path)
     documents = []
@@ -72,68 +105,120 @@ def evaluate(arguments: EvalArguments, level: str | None) -> dict[str, Any]:
         **model_protocol(model, vocabulary),
         "limit": arguments.limit,
         "seed": arguments.seed,
-        "data_hash": {},
         "versions": versions(SCORING_PACKAGES),
+        "dataset": arguments.dataset,
+        "data_hash": {},
     }
-    problems = {}
-    if level is not None:
-        problems = dict(list(humaneval().items())[: arguments.limit])
-        protocol |= sampling_protocol(arguments, model, vocabulary) | {"judge": judge_protocol(level)}
-        protocol["data_hash"]["humaneval"] = problems_hash(problems)
-    drawn = sample(
-        model,
-        vocabulary,
-        {task_id: problem.prompt for task_id, problem in problems.items()},
-        num_samples=arguments.num_samples,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        stop_strings=HUMANEVAL_STOP_STRINGS,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-    )
+    if benchmarks:
+        protocol |= sampling_protocol(arguments, model, vocabulary) | benchmark_protocol(benchmarks, level)
+    start_or_take_up(arguments.output_path, protocol)
     tasks: dict[str, Any] = {}
-    for task in arguments.task_names:
-        if task == "perplexity":
-            print(f"perplexity on {len(documents):,} held-out files of {arguments.dataset}", flush=True)
-            tasks[task] = perplexity(model, vocabulary, documents)
-            protocol["dataset"] = arguments.dataset
-            protocol["data_hash"][task] = tasks[task]["data_hash"]
-        elif level is not None:
-            samples = write_samples(arguments.output_path / "samples.jsonl", drawn)
-            tasks[task] = judge(arguments, samples, arguments.k, level)
-    return {
+    if documents:
+        print(f"perplexity on {len(documents):,} held-out files of {arguments.dataset}", flush=True)
+        tasks["perplexity"] = perplexity(model, vocabulary, documents)
+        protocol["data_hash"]["perplexity"] = tasks["perplexity"]["data_hash"]
+    for name, benchmark in benchmarks.items():
+        bits = solution_bits(model, vocabulary, benchmark.problems)
+        tasks[name] = {"solutions": bits} if bits else {}
+    results = {
         "model": arguments.model,
         "num_parameters": model.num_parameters(),
         "protocol": protocol,
         "tasks": tasks,
     }
+    return results, draw_samples(arguments, benchmarks, model, vocabulary)
 
 
-def rescore(arguments: EvalArguments, level: str) -> dict[str, Any]:
-    """Judge saved samples and return results.json without its aggregate."""
+def draw_samples(
+    arguments: EvalArguments, benchmarks: Benchmarks, model: PreTrainedModel, vocabulary: Vocabulary
+) -> Samples:
+    """Draw the samples that samples.jsonl does not have yet, and return all by task id."""
+    assert arguments.num_samples
+    path = arguments.output_path / "samples.jsonl"
+    drawn = [record["task_id"] for record in take_up(path)]
+    asked: set[str] = set()
+    for name, benchmark in benchmarks.items():
+        prompts = {
+            task_id: heal(vocabulary, problem.prompt)
+            if problem.suffix is None
+            else infilling_prompt(vocabulary, problem.prompt, problem.suffix)
+            for task_id, problem in benchmark.problems.items()
+            if task_id not in asked  # mbpp is a part of mbpp-full
+        }
+        asked |= prompts.keys()
+        done = [task_id for task_id in drawn if task_id in prompts]
+        if done != sample_order(prompts, arguments.num_samples)[: len(done)]:
+            raise UserError(
+                f"{str(path)!r} does not hold the first {len(done)} samples of {name} in their order; name another "
+                "--output_dir"
+            )
+        if not prompts or len(done) == len(prompts) * arguments.num_samples:
+            continue
+        print(f"sampling {name}", flush=True)
+        new = sample(
+            model,
+            vocabulary,
+            prompts,
+            num_samples=arguments.num_samples,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            stop_strings=benchmark.stop_strings,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            num_done=len(done),
+        )
+        append_records(path, ({"task_id": task_id, "completion": completion} for task_id, completion in new))
+    return read_samples(path, list(asked)) if asked else {}
+
+
+def rescore(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tuple[dict[str, Any], Samples]:
+    """Read saved samples; returns results.json without scores, and the samples."""
     path = Path(arguments.rescore or "")
-    problems = humaneval()
-    samples = read_samples(path, problems)
-    ks = settle_k(arguments.k, samples)
+    samples = read_samples(path, [task_id for benchmark in benchmarks.values() for task_id in benchmark.problems])
+    arguments.k = settle_k(arguments.k, samples)
     make_output_dir(arguments.output_path)
-    print(f"{sum(map(len, samples.values())):,} samples of {len(samples)} problems, pass@k for k = {ks}", flush=True)
+    print(f"{sum(map(len, samples.values())):,} samples of {len(samples)} problems, pass@k for k = {arguments.k}")
+    asked = {
+        name: benchmark._replace(
+            problems={key: benchmark.problems[key] for key in benchmark.problems if key in samples}
+        )
+        for name, benchmark in benchmarks.items()
+    }
     protocol = {
         "rescored": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-        "judge": judge_protocol(level),
         "seed": arguments.seed,
-        "data_hash": {"humaneval": problems_hash({task_id: problems[task_id] for task_id in samples})},
         "versions": versions(SCORING_PACKAGES),
+        **benchmark_protocol(asked, level),
     }
-    return {"model": None, "protocol": protocol, "tasks": {"humaneval": judge(arguments, samples, ks, level)}}
+    start_or_take_up(arguments.output_path, protocol)
+    return {"model": None, "protocol": protocol, "tasks": {}}, samples
 
 
-def judge(arguments: EvalArguments, samples: Samples, ks: list[int], level: str) -> dict[str, Any]:
-    """Judge HumanEval samples, save each verdict, and return the benchmark's entry in results.json."""
-    print(f"judging at level {level!r}: {DESCRIPTIONS[level]}", flush=True)
-    result, verdicts = judge_samples(humaneval(), samples, ks, arguments.seed, level)
-    write_records(arguments.output_path / "verdicts.jsonl", verdicts)
-    return result
+def judge(
+    arguments: EvalArguments, name: str, benchmark: Benchmark, samples: Samples, level: str, corpus: Corpus | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Judge a benchmark's samples; returns its entry in results.json and a record of each verdict."""
+    assert arguments.k
+    print(f"judging {name} at level {level!r}: {DESCRIPTIONS[level]}", flush=True)
+    path = arguments.output_path / "verdicts.jsonl"
+    records = judge_samples(benchmark, samples, level, path, take_up(path))
+    entry = summarize_records(records, arguments.k, arguments.seed)
+    entry["by_complexity"] = by_complexity(benchmark, records, arguments.k)
+    return entry | {"quality": quality(benchmark, samples, records, level, corpus)}, records
+
+
+def save(arguments: EvalArguments, results: dict[str, Any], examples: list[Any]) -> None:
+    """Write results.json last: a run that has it is finished."""
+    folder = arguments.output_path
+    table = markdown_table(RESULT_HEADER, result_rows(results["tasks"]))
+    (folder / "results.md").write_text(table + "\n", encoding="utf-8")
+    if examples:
+        title = arguments.model or arguments.rescore or ""
+        write_examples(folder / "examples.html", title, results["protocol"], results["tasks"], examples)
+    write_json(folder / "results.json", results)
+    print("\n" + table)
+    print("files:", ", ".join(str(path) for path in sorted(folder.iterdir()) if path.is_file()))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,20 @@ is left by `return`, a result that may come wrapped in a list.
 """
 
 import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from llama_code.errors import UserError
+from llama_code.evaluation.problem import Problem, Problems, read_rows
 from llama_code.judge.task import CallCases, StdinCases, Tests
+
+HUB_ID, HUB_FILE = "codeparrot/apps", "test.jsonl"
+KEYS = ("id", "question", "solutions", "input_output", "starter_code")
+INTRODUCTORY_IDS = range(4000, 5000)
+# What follows an answer where a model goes on: another question, in the form of the prompt.
+STOP_STRINGS = ("\nQUESTION:", "\nANSWER:", "\n```")
 
 # What the data set's solutions, written for sites that import it, use as given.
 PREAMBLE = """\
@@ -63,3 +74,79 @@ def problem_tests(input_output: dict[str, Any]) -> Tests:
 
 def _text(lines: str | list[str]) -> str:
     return lines if isinstance(lines, str) else "\n".join(lines)
+
+
+def apps_introductory(folder: Path | None) -> Problems:
+    """The test split's introductory problems (ids 4000 to 4999) by task id.
+
+    Args:
+        folder: holds test.jsonl (the Hub's form), or test/4000/question.txt and so on (the original's), or a folder
+            apps with either; None takes the file from the Hub.
+
+    Raises:
+        UserError: the data cannot be had or is not as published.
+    """
+    problems = {}
+    for row in _rows(folder):
+        if int(row["id"]) not in INTRODUCTORY_IDS:
+            continue
+        task_id = f"apps/{row['id']}"
+        try:
+            tests = problem_tests(json.loads(row["input_output"]))
+            solutions = json.loads(row["solutions"] or "[]")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{task_id} has tests or solutions in another form ({type(error).__name__}: {error}); give APPS' data "
+                "as published"
+            ) from error
+        prompt = _prompt(row["question"], row["starter_code"], isinstance(tests, CallCases))
+        problems[task_id] = Problem(task_id, prompt, tests, solutions[0] if solutions else None)
+    if not problems:
+        raise UserError(
+            f"APPS' data has no problem with an id from {INTRODUCTORY_IDS[0]} to {INTRODUCTORY_IDS[-1]}, which are "
+            "the introductory ones of its test split; give the test split"
+        )
+    return problems
+
+
+def _prompt(question: str, starter_code: str, calls: bool) -> str:
+    """Word a question as the data set's paper does (Hendrycks et al. 2021, appendix)."""
+    starter = f"\n{starter_code}" if starter_code else ""
+    form = "Use Call-Based format" if calls else "Use Standard Input format"
+    return f"\nQUESTION:\n{question}{starter}\n{form}\nANSWER:\n"
+
+
+def _rows(folder: Path | None) -> Iterator[dict[str, Any]]:
+    if folder is None:
+        yield from read_rows(_hub_file(), KEYS)
+        return
+    folder = folder / "apps" if (folder / "apps").is_dir() else folder
+    if not (folder / "test").is_dir():
+        yield from read_rows(folder / HUB_FILE, KEYS)
+        return
+    for number in sorted(int(path.name) for path in (folder / "test").iterdir() if path.name.isdigit()):
+        problem = folder / "test" / f"{number:04}"
+        parts = {name: problem / file for name, file in _ORIGINAL_FILES.items()}
+        if not parts["question"].is_file() or not parts["input_output"].is_file():
+            raise UserError(f"{str(problem)!r} lacks question.txt or input_output.json; give APPS' data as published")
+        yield {"id": number} | {name: path.read_text() if path.is_file() else "" for name, path in parts.items()}
+
+
+_ORIGINAL_FILES = {
+    "question": "question.txt",
+    "solutions": "solutions.json",
+    "input_output": "input_output.json",
+    "starter_code": "starter_code.py",
+}
+
+
+def _hub_file() -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(HUB_ID, HUB_FILE, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # what huggingface_hub raises where it reaches no Hub and has no copy
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"APPS cannot be had from the Hub's {HUB_ID!r} ({reason}); give --benchmark_dir with its {HUB_FILE}"
+        ) from error

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_code.errors import UserError
+from llama_code.evaluation.mbpp import FORMS
+from llama_code.evaluation.tasks import BENCHMARKS
 
-TASKS = ("perplexity", "humaneval")
+TASKS = ("perplexity", *BENCHMARKS)
 # Below, logits over the temperature overflow; above, sampling is uniform.
 MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 1e3
-RESULT_FILES = ("samples.jsonl", "verdicts.jsonl", "results.json")
+PROTOCOL_FILE = "protocol.json"
 
 
 @dataclass
@@ -20,10 +22,13 @@ class EvalArguments:
         UserError: values that are out of range or contradict each other.
     """
 
-    tasks: str = field(metadata={"help": "what to evaluate, separated by commas: perplexity, humaneval"})
+    tasks: str = field(default="", metadata={"help": f"what to evaluate, separated by commas, of {', '.join(TASKS)}"})
     model: str | None = field(
         default=None,
         metadata={"help": "a folder or Hub id of a causal language model, or a GGUF file or a folder with one"},
+    )
+    compare: list[str] | None = field(
+        default=None, metadata={"help": "two folders of results, or results.json files, whose differences to show"}
     )
     rescore: str | None = field(default=None, metadata={"help": "a samples.jsonl to judge again, instead of a model"})
     dataset: str = field(
@@ -38,6 +43,11 @@ class EvalArguments:
     k: list[int] | None = field(
         default=None, metadata={"help": "the k of pass@k; 1 10 by default, 1 with --temperature 0"}
     )
+    benchmark_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder with the benchmarks' files as published; by default they come from the Hub"},
+    )
+    mbpp_form: str = field(default="docstring", metadata={"help": f"form of MBPP's prompts: {' or '.join(FORMS)}"})
     limit: int | None = field(
         default=None,
         metadata={"help": "only the first so many problems of a benchmark, and so many files of perplexity"},
@@ -49,16 +59,25 @@ class EvalArguments:
         default=False,
         metadata={"help": "run programs with resource limits alone, with your rights, where they cannot be isolated"},
     )
+    copied_from: str | None = field(
+        default=None,
+        metadata={"help": "source whose training text completions are searched for long copies of, as --dataset"},
+    )
     output_dir: str | None = field(
         default=None,
         metadata={"help": "folder for the results; by default runs/eval/MODEL, or 'rescored' beside the samples"},
     )
 
     def __post_init__(self) -> None:
+        if self.compare is not None:
+            self._check_compare()
+            return
+        if not self.tasks:
+            raise UserError(f"--tasks is empty; name what to evaluate, of {', '.join(TASKS)}")
         for task in self.task_names:
             if task not in TASKS:
                 raise UserError(f"--tasks names {task!r}, which is not a task; known are {', '.join(TASKS)}")
-        for name in ("model", "rescore", "output_dir"):
+        for name in ("model", "rescore", "output_dir", "benchmark_dir"):
             if getattr(self, name) == "":
                 raise UserError(f"--{name} is empty; name one or leave it out")
         if (self.model is None) == (self.rescore is None):
@@ -82,12 +101,18 @@ class EvalArguments:
         for k in self.k or ():
             if k < 1:
                 raise UserError(f"--k is {k} and must be at least 1; give for example --k 1 10")
+        if self.mbpp_form not in FORMS:
+            raise UserError(f"--mbpp_form is {self.mbpp_form!r} and must be {' or '.join(FORMS)}; name one of them")
+        if self.benchmark_dir is not None and not Path(self.benchmark_dir).is_dir():
+            raise UserError(
+                f"--benchmark_dir {self.benchmark_dir!r} is not a folder; give the one with the benchmarks' files"
+            )
         if self.rescore is None:
             self._settle_samples()
-        elif self.limit is not None or self.task_names != ["humaneval"]:
+        elif self.limit is not None or "perplexity" in self.task_names:
             raise UserError(
-                f"--rescore judges all samples of one benchmark, and --tasks is {self.tasks!r} with --limit "
-                f"{self.limit}; give --tasks humaneval and no --limit"
+                f"--rescore judges all saved samples, and --tasks is {self.tasks!r} with --limit {self.limit}; leave "
+                "perplexity and --limit out"
             )
 
     def _settle_samples(self) -> None:
@@ -99,7 +124,7 @@ class EvalArguments:
             )
         self.num_samples = self.num_samples or (1 if greedy else 20)
         self.k = self.k or ([1] if greedy else [1, 10])
-        if "humaneval" in self.task_names and max(self.k) > self.num_samples:
+        if self.benchmark_names and max(self.k) > self.num_samples:
             raise UserError(
                 f"--k is {max(self.k)} with {self.num_samples} samples of each problem, and pass@k needs at least k "
                 "samples; raise --num_samples or lower --k"
@@ -111,6 +136,17 @@ class EvalArguments:
         return list(dict.fromkeys(name.strip() for name in self.tasks.split(",")))
 
     @property
+    def benchmark_names(self) -> list[str]:
+        """The tasks that are judged."""
+        return [name for name in self.task_names if name in BENCHMARKS]
+
+    def _check_compare(self) -> None:
+        if len(self.compare or ()) != 2:
+            raise UserError(f"--compare names {len(self.compare or ())} results and needs two; give two folders")
+        if self.model or self.rescore or self.tasks:
+            raise UserError("--compare is given with --model, --rescore or --tasks; give it alone")
+
+    @property
     def output_path(self) -> Path:
         """The folder that the results go to."""
         if self.output_dir is not None:
@@ -120,14 +156,16 @@ class EvalArguments:
         return Path("runs", "eval", Path(self.model or "").resolve().name.removesuffix(".gguf"))
 
     def check_output(self) -> None:
-        """Refuse to write over earlier results.
+        """Refuse to write over earlier results; samples and verdicts of a run that was cut off are taken up.
 
         Raises:
             UserError: the output folder holds results, or is a file.
         """
         if self.output_path.is_file():
             raise UserError(f"--output_dir {str(self.output_path)!r} is a file; name a folder that is new or empty")
-        for name in RESULT_FILES:
+        # a run that was cut off has left its protocol
+        cut_off = (self.output_path / PROTOCOL_FILE).exists()
+        for name in ("results.json",) if cut_off else ("results.json", "samples.jsonl", "verdicts.jsonl"):
             if (self.output_path / name).exists():
                 raise UserError(
                     f"--output_dir {str(self.output_path)!r} already holds {name}, which is not written over; "

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 NUM_RESAMPLES = 10_000
 
@@ -41,6 +42,18 @@ def confidence_interval(scores: Sequence[float], seed: int) -> list[float]:
     return [float(low), float(high)]
 
 
+def proportion(num_passed: int, num_samples: int) -> dict[str, Any]:
+    """Return the share of samples that pass, `rate`, and its 95% interval `ci95` (Clopper and Pearson 1934).
+
+    For none or all it is the one-sided bound: "0 of 3,280" says that the rate is below 0.09%. Samples of one problem
+    count as independent, which they are given the problem.
+    """
+    test = binomtest(num_passed, num_samples)
+    one_sided = num_passed in (0, num_samples)
+    interval = test.proportion_ci(0.90 if one_sided else 0.95, method="exact")
+    return {"rate": num_passed / num_samples, "ci95": [float(interval.low), float(interval.high)]}
+
+
 def summarize(scores: Mapping[str, Sequence[float]], seed: int) -> dict[str, Any]:
     """Return the mean of each score over the problems and, under `ci95`, its interval."""
     means: dict[str, Any] = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -51,9 +64,11 @@ def aggregate(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Average pass@k over benchmarks: each benchmark alike, and each problem alike.
 
     Args:
-        tasks: results by task; those without pass@k (perplexity) do not count.
+        tasks: results by task; those without pass@k (perplexity) do not count, nor mbpp-full beside its part mbpp.
     """
     judged = {name: result for name, result in tasks.items() if "ci95" in result}
+    if "mbpp" in judged:
+        judged.pop("mbpp-full", None)
     names = sorted({name for result in judged.values() for name in result["ci95"]}, key=lambda name: int(name[5:]))
     over_tasks, over_problems = {}, {}
     for name in names:

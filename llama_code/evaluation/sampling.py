@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from llama_code.errors import UserError
-from llama_code.evaluation.healing import HealedPrompt, HealingLogitsProcessor, heal
+from llama_code.evaluation.healing import HealedPrompt, HealingLogitsProcessor
 from llama_code.evaluation.vocabulary import Vocabulary
 
 
@@ -86,10 +86,16 @@ def truncate(completion: str, stop_strings: Sequence[str]) -> str:
     return completion[: min((end for end in ends if end >= 0), default=len(completion))]
 
 
+def sample_order(prompts: Mapping[str, HealedPrompt], num_samples: int) -> list[str]:
+    """Return the name of each sample's prompt in the order in which `sample` draws them: longest prompts first."""
+    order = sorted(prompts, key=lambda name: len(prompts[name].ids), reverse=True)
+    return [name for name in order for _ in range(num_samples)]
+
+
 def sample(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, HealedPrompt],
     *,
     num_samples: int,
     max_new_tokens: int,
@@ -98,16 +104,18 @@ def sample(
     stop_strings: Sequence[str],
     seed: int,
     batch_size: int,
+    num_done: int = 0,
 ) -> Iterator[tuple[str, str]]:
-    """Yield `(name, completion)` as batches finish: `num_samples` of every prompt, longest prompts first.
+    """Yield `(name, completion)` as batches finish, in `sample_order`.
 
     What cannot be done is told at the call, before the first completion is asked for. Of the model's generation_config
-    only the end tokens count. The same seed and batch size give the same samples on one machine.
+    only the end tokens count. The same seed and batch size give the same samples on one machine, also when they are
+    drawn in several calls.
 
     Args:
         model: a causal language model in eval mode.
         vocabulary: of the model's tokenizer.
-        prompts: the text of each prompt by its name (a task id).
+        prompts: the tokens of each prompt by its name (a task id).
         num_samples: completions of each prompt.
         max_new_tokens: most new tokens of each; they include those that repeat the text cut from the prompt.
         temperature: divides the logits; 0 takes the most probable token.
@@ -115,31 +123,32 @@ def sample(
         stop_strings: a completion ends before the first of these; none is looked for in the prompt.
         seed: of the random numbers.
         batch_size: sequences that are generated at once.
+        num_done: how many samples an earlier call has yielded; this one goes on after them.
 
     Raises:
-        UserError: a prompt does not fit the model's context, or the tokenizer does not keep its text.
+        UserError: a prompt does not fit the model's context.
     """
-    healed = {name: heal(vocabulary, prompt) for name, prompt in prompts.items()}
     context = context_length(model)
-    for name, prompt in healed.items():
+    for name, prompt in prompts.items():
         if context is not None and len(prompt.ids) + max_new_tokens > context:
             raise UserError(
                 f"the prompt of {name} has {len(prompt.ids)} tokens and --max_new_tokens is {max_new_tokens}, more "
                 f"together than the model's context of {context}; lower --max_new_tokens or take another model"
             )
-    order = sorted(healed, key=lambda name: len(healed[name].ids), reverse=True)
-    rows = [name for name in order for _ in range(num_samples)]
+    rows = sample_order(prompts, num_samples)
 
     def batches() -> Iterator[tuple[str, str]]:
-        torch.manual_seed(seed)
-        with tqdm(total=len(rows), desc="sampling", unit="sample") as progress:
-            for first in range(0, len(rows), batch_size):
+        with tqdm(total=len(rows), initial=num_done, desc="sampling", unit="sample") as progress:
+            for first in range(num_done - num_done % batch_size, len(rows), batch_size):
                 names = rows[first : first + batch_size]
-                batch = [healed[name] for name in names]
+                # a seed of its own for each batch: one that is drawn after a break is what it would have been
+                torch.manual_seed((seed + (first << 32)) % 2**63)
+                batch = [prompts[name] for name in names]
                 texts = _generate(model, vocabulary, batch, max_new_tokens, temperature, top_p, stop_strings)
-                for name, text in zip(names, texts, strict=True):
+                new = slice(max(0, num_done - first), None)
+                for name, text in zip(names[new], texts[new], strict=True):
                     yield name, truncate(text, stop_strings)
-                progress.update(len(names))
+                progress.update(len(names[new]))
 
     return batches()
 

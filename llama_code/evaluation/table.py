@@ -22,9 +22,37 @@ def result_rows(tasks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         if "bits_per_byte" in result:
             over = f"{result['num_files']:,} files, {result['num_bytes']:,} bytes"
             rows.append([task, "bits per byte", f"{result['bits_per_byte']:.4f}", "", over])
+        if "solutions" in result:
+            solutions = result["solutions"]
+            over = f"{solutions['num_solutions']:,} solutions, {solutions['num_bytes']:,} bytes"
+            rows.append([task, "bits per byte of solutions", f"{solutions['bits_per_byte']:.4f}", "", over])
         for name, (low, high) in result.get("ci95", {}).items():
             over = f"{result['num_problems']} problems, {result['num_samples']} sample(s) each"
             rows.append([task, name, f"{result[name]:.1%}", f"{low:.1%} to {high:.1%}", over])
+        rows += [[task, *row] for row in _sample_rows(result)]
+    return rows
+
+
+def _sample_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return `[measure, value, interval, over]` of what is told of a benchmark's samples."""
+    rows = []
+    if "sample_pass_rate" in result:
+        low, high = result["sample_pass_rate"]["ci95"]
+        over = f"{result['num_passed']:,} of {result['num_completions']:,} samples"
+        rows.append(
+            ["samples that pass", f"{result['sample_pass_rate']['rate']:.2%}", f"{low:.2%} to {high:.2%}", over]
+        )
+    for label, third in (result.get("by_complexity") or {}).items():
+        first, last = third["complexity"]
+        over = f"{third['num_problems']} problems, complexity {first} to {last}"
+        for name in (key for key in third if key.startswith("pass@")):
+            rows.append([f"{name}, {label} third", f"{third[name]:.1%}", "", over])
+    if "quality" in result:
+        structure = result["quality"]["structure"]
+        over = f"{structure['num_completions']:,} samples"
+        for key in ("parse", "compile", "run"):
+            rows.append([f"samples that {key}", f"{structure[key]:.1%}", "", over])
+        rows.append(["samples that pass a test", f"{result['quality']['pass_any']:.1%}", "", over])
     return rows
 
 

