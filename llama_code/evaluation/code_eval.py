@@ -114,7 +114,7 @@ def check_arguments(predictions: Any, references: Any, k: Any, num_workers: Any,
     if not ks:
         raise ValueError("k is empty, and pass@k needs at least one; give for example k=[1, 10]")
     for value in ks:
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
             raise ValueError(f"k is {value!r} and must be a whole number of at least 1; give for example k=[1, 10]")
         if value > fewest:
             index = min(range(len(predictions)), key=lambda problem: len(predictions[problem]))
@@ -122,4 +122,4 @@ def check_arguments(predictions: Any, references: Any, k: Any, num_workers: Any,
                 f"k is {value} and predictions[{index}] has {fewest} samples, and pass@k needs at least k samples of "
                 "every problem; lower k or draw more"
             )
-    return ks
+    return [int(value) for value in ks]
