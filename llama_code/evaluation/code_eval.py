@@ -116,7 +116,7 @@ def check_arguments(predictions: Any, references: Any, k: Any, num_workers: Any,
     for value in ks:
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
             raise ValueError(f"k is {value!r} and must be a whole number of at least 1; give for example k=[1, 10]")
-        if value > fewest:
+        if int(value) > fewest:
             index = min(range(len(predictions)), key=lambda problem: len(predictions[problem]))
             raise ValueError(
                 f"k is {value} and predictions[{index}] has {fewest} samples, and pass@k needs at least k samples of "
