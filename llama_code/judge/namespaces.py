@@ -13,6 +13,7 @@ _MS_REMOUNT = 32
 # Mounted over while the view is built: the one folder that is sure to be there, and that nothing is taken from.
 _SCRATCH = "/proc"
 TMP = "/tmp"
+PACKAGES = "/packages"
 
 
 def leave() -> None:
@@ -35,7 +36,7 @@ def map_user(user: int, group: int) -> None:
         os.close(file)
 
 
-def build_view(packages: Sequence[str]) -> None:
+def build_view(packages: Sequence[str]) -> list[str]:
     """Replace all that can be seen of the file system by a read-only root with what programs may read.
 
     The standard library without installed packages, shared libraries, time zones, a few devices, packages; a new
@@ -44,6 +45,9 @@ def build_view(packages: Sequence[str]) -> None:
     Args:
         packages: folders of packages to show.
 
+    Returns:
+        Where the packages are now: not where they were, which may be below /tmp, where each program has its own.
+
     Raises:
         OSError: a mount was refused.
     """
@@ -51,26 +55,28 @@ def build_view(packages: Sequence[str]) -> None:
     linux.mount("tmpfs", _SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
     standard = files.standard_library()
     for path in [*files.libraries(), *files.zones(), *standard]:
-        _show(path)
+        _show(path, path)
     hidden = [os.path.join(path, name) for path in standard for name in files.INSTALLED]
     hidden = [_SCRATCH + path for path in hidden if os.path.isdir(path)]
     for target in hidden:
         linux.mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "size=64k,mode=0755")
-    for path in packages:
-        _show(path)
+    shown = [os.path.join(PACKAGES, os.path.basename(path)) for path in packages]
+    for path, place in zip(packages, shown, strict=True):
+        _show(path, place)
     for path in files.DEVICES:
-        _show(path, devices=True)
+        _show(path, path, devices=True)
     for path in ("/proc", TMP):
-        os.makedirs(_SCRATCH + path)
+        os.makedirs(_SCRATCH + path, exist_ok=True)
     # before the old root goes: the kernel wants to see a /proc that is whole
     linux.mount("proc", _SCRATCH + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for target in [*hidden, _SCRATCH]:
         linux.mount("none", target, None, _MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     linux.pivot_root(_SCRATCH)
+    return shown
 
 
-def _show(path: str, devices: bool = False) -> None:
-    target = _SCRATCH + path
+def _show(path: str, place: str, devices: bool = False) -> None:
+    target = _SCRATCH + place
     if os.path.lexists(target):
         return
     if os.path.isdir(path):

@@ -74,8 +74,7 @@ def confine_in_namespaces(bounds: Limits) -> Enter:
     Raises:
         OSError: a step of it was refused.
     """
-    packages = files.package_paths(bounds["packages"])
-    namespaces.build_view(packages)
+    packages = namespaces.build_view(files.package_paths(bounds["packages"]))
     if os.getuid() == 0:
         linux.drop_user(UNPRIVILEGED_USER)
         linux.die_with_parent(os.getppid())

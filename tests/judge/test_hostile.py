@@ -5,8 +5,10 @@ Our own are in hostile.py. The shared adversarial set is read where LLAMA_CODE_T
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llama_code.judge.levels import ISOLATED
@@ -63,6 +65,23 @@ def test_our_own_hostile_programs(outside, level):
         if HOSTILE[name].reasons and verdict["reason"] not in HOSTILE[name].reasons
     }
     assert wrong == {}
+
+
+@pytest.mark.parametrize("level", ISOLATED)
+def test_packages_may_be_below_tmp(outside, level):
+    """Where a program has a folder of its own in their place; parts of them that it imports later are there too."""
+    source = Path(np.__file__).parent
+    copies = [outside.folder / name for name in ("numpy", "numpy.libs") if source.with_name(name).exists()]
+    for copy in copies:
+        shutil.copytree(source.with_name(copy.name), copy, ignore=shutil.ignore_patterns("tests"))
+    try:
+        assert str(outside.folder).startswith("/tmp/")
+        program = "import numpy as np\nimport numpy.polynomial\ndef f():\n    return np.arange(3).sum(), np.__file__"
+        answer = outside.judge(level, [(program, "assert f()[0] == 3, f()")], 20.0)
+        assert answer["verdicts"][0]["passed"], answer
+    finally:
+        for copy in copies:
+            shutil.rmtree(copy)
 
 
 # (program, reason) at the level that limits programs and isolates nothing, which has to be asked for by name
