@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llama_code.judge import pool
@@ -27,19 +28,15 @@ def waiting(seconds):
 
 
 def children(process):
+    """Found by their parent's number: the kernel's own list, by thread, misses some while threads of ours end."""
     try:
-        return [
-            int(child)
-            for task in Path(f"/proc/{process}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return [child.pid for child in psutil.Process(process).children()]
+    except psutil.NoSuchProcess:  # it has just ended
         return []
 
 
 def descendants(process):
-    found = children(process)
-    return found + [below for child in found for below in descendants(child)]
+    return [child.pid for child in psutil.Process(process).children(recursive=True)]
 
 
 def wait_until(condition):
