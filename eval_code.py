@@ -18,7 +18,7 @@ from llama_code.evaluation.compare import compare
 from llama_code.evaluation.examples import write_examples
 from llama_code.evaluation.fim import infilling_prompt
 from llama_code.evaluation.gold import solution_bits
-from llama_code.evaluation.healing import heal
+from llama_code.evaluation.healing import HealedPrompt, heal
 from llama_code.evaluation.judging import by_complexity, judge_samples, quality, summarize_records
 from llama_code.evaluation.loading import find_model, load_model
 from llama_code.evaluation.metrics import aggregate
@@ -30,8 +30,10 @@ from llama_code.evaluation.protocol import (
     protocol_hash,
     sampling_protocol,
     start_or_take_up,
+    weights_hash,
 )
-from llama_code.evaluation.samples import Samples, append_records, read_samples, settle_k, take_up
+from llama_code.evaluation.records import SAMPLE, VERDICT, append_records, take_up
+from llama_code.evaluation.samples import Samples, check_whole, read_samples, settle_k
 from llama_code.evaluation.sampling import sample, sample_order
 from llama_code.evaluation.shown import shown_examples
 from llama_code.evaluation.structure import Corpus
@@ -53,16 +55,19 @@ def main() -> None:
     arguments.check_output()
     # before a model is loaded and hours go into sampling
     level = choose_level(arguments.allow_unsafe_judge) if arguments.benchmark_names else ""
-    benchmarks = load_benchmarks(arguments)
+    published = load_benchmarks(arguments)
+    benchmarks = {name: first_problems(benchmark, arguments.limit) for name, benchmark in published.items()}
     corpus = Corpus(training_texts(arguments.copied_from)) if arguments.copied_from else None
-    results, samples = (rescore if arguments.rescore else evaluate)(arguments, benchmarks, level)
+    if arguments.rescore:
+        results, samples = rescore(arguments, published, benchmarks, level)
+    else:
+        results, samples = evaluate(arguments, benchmarks, level)
     records = []
     for name, benchmark in benchmarks.items():
-        own = {task_id: samples[task_id] for task_id in benchmark.problems if task_id in samples}
-        if own:
-            entry, judged = judge(arguments, name, benchmark, own, level, corpus)
-            results["tasks"][name] = entry | results["tasks"].get(name, {})
-            records += judged
+        own = {task_id: samples[task_id] for task_id in benchmark.problems}
+        entry, judged = judge(arguments, name, benchmark, own, level, corpus)
+        results["tasks"][name] = entry | results["tasks"].get(name, {})
+        records += judged
     results["aggregate"] = aggregate(results["tasks"])
     results["protocol_hash"] = protocol_hash(results["protocol"])
     save(arguments, results, shown_examples(benchmarks, samples, records))
@@ -82,13 +87,14 @@ def parse_arguments() -> EvalArguments:
 
 
 def load_benchmarks(arguments: EvalArguments) -> Benchmarks:
-    """Load the benchmarks asked for, each with its first `--limit` problems."""
+    """Load the benchmarks asked for."""
     folder = Path(arguments.benchmark_dir) if arguments.benchmark_dir else None
-    loaded = {name: load_benchmark(name, folder, arguments.mbpp_form) for name in arguments.benchmark_names}
-    return {
-        name: benchmark._replace(problems=dict(list(benchmark.problems.items())[: arguments.limit]))
-        for name, benchmark in loaded.items()
-    }
+    return {name: load_benchmark(name, folder, arguments.mbpp_form) for name in arguments.benchmark_names}
+
+
+def first_problems(benchmark: Benchmark, limit: int | None) -> Benchmark:
+    """Return a benchmark with its first so many problems, with all for None."""
+    return benchmark._replace(problems=dict(list(benchmark.problems.items())[:limit]))
 
 
 def evaluate(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tuple[dict[str, Any], Samples]:
@@ -111,7 +117,8 @@ def evaluate(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tu
     }
     if benchmarks:
         protocol |= sampling_protocol(arguments, model, vocabulary) | benchmark_protocol(benchmarks, level)
-    start_or_take_up(arguments.output_path, protocol)
+    weights = weights_hash(model)
+    start_or_take_up(arguments.output_path, {"model": arguments.model, "weights_hash": weights, **protocol})
     tasks: dict[str, Any] = {}
     if documents:
         print(f"perplexity on {len(documents):,} held-out files of {arguments.dataset}", flush=True)
@@ -123,6 +130,7 @@ def evaluate(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tu
     results = {
         "model": arguments.model,
         "num_parameters": model.num_parameters(),
+        "weights_hash": weights,
         "protocol": protocol,
         "tasks": tasks,
     }
@@ -135,64 +143,64 @@ def draw_samples(
     """Draw the samples that samples.jsonl does not have yet, and return all by task id."""
     assert arguments.num_samples
     path = arguments.output_path / "samples.jsonl"
-    drawn = [record["task_id"] for record in take_up(path)]
-    asked: set[str] = set()
+    prompts: dict[str, dict[str, HealedPrompt]] = {}
     for name, benchmark in benchmarks.items():
-        prompts = {
+        asked = set().union(*prompts.values())  # mbpp is a part of mbpp-full
+        prompts[name] = {
             task_id: heal(vocabulary, problem.prompt)
             if problem.suffix is None
             else infilling_prompt(vocabulary, problem.prompt, problem.suffix)
             for task_id, problem in benchmark.problems.items()
-            if task_id not in asked  # mbpp is a part of mbpp-full
+            if task_id not in asked
         }
-        asked |= prompts.keys()
-        done = [task_id for task_id in drawn if task_id in prompts]
-        if done != sample_order(prompts, arguments.num_samples)[: len(done)]:
-            raise UserError(
-                f"{str(path)!r} does not hold the first {len(done)} samples of {name} in their order; name another "
-                "--output_dir"
-            )
-        if not prompts or len(done) == len(prompts) * arguments.num_samples:
+    order = [task_id for own in prompts.values() for task_id in sample_order(own, arguments.num_samples)]
+    drawn = [record["task_id"] for record in take_up(path, SAMPLE)]
+    if drawn != order[: len(drawn)]:
+        raise UserError(
+            f"{str(path)!r} holds {len(drawn)} samples that are not the first of this run; name another --output_dir"
+        )
+    for name, own in prompts.items():
+        num_done = sum(task_id in own for task_id in drawn)
+        if num_done == len(own) * arguments.num_samples:
             continue
         print(f"sampling {name}", flush=True)
         new = sample(
             model,
             vocabulary,
-            prompts,
+            own,
             num_samples=arguments.num_samples,
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
-            stop_strings=benchmark.stop_strings,
+            stop_strings=benchmarks[name].stop_strings,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            num_done=len(done),
+            num_done=num_done,
         )
         append_records(path, ({"task_id": task_id, "completion": completion} for task_id, completion in new))
-    return read_samples(path, list(asked)) if asked else {}
+    return read_samples(path, order) if order else {}
 
 
-def rescore(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tuple[dict[str, Any], Samples]:
-    """Read saved samples; returns results.json without scores, and the samples."""
+def rescore(
+    arguments: EvalArguments, published: Benchmarks, benchmarks: Benchmarks, level: str
+) -> tuple[dict[str, Any], Samples]:
+    """Read saved samples of published problems; returns results.json without scores, and the samples asked for."""
     path = Path(arguments.rescore or "")
-    samples = read_samples(path, [task_id for benchmark in benchmarks.values() for task_id in benchmark.problems])
-    arguments.k = settle_k(arguments.k, samples)
+    samples = read_samples(path, [task_id for benchmark in published.values() for task_id in benchmark.problems])
+    check_whole(path, samples, {name: list(benchmark.problems) for name, benchmark in benchmarks.items()})
+    asked = {task_id: samples[task_id] for benchmark in benchmarks.values() for task_id in benchmark.problems}
+    arguments.k = settle_k(arguments.k, min(map(len, asked.values())))
     make_output_dir(arguments.output_path)
-    print(f"{sum(map(len, samples.values())):,} samples of {len(samples)} problems, pass@k for k = {arguments.k}")
-    asked = {
-        name: benchmark._replace(
-            problems={key: benchmark.problems[key] for key in benchmark.problems if key in samples}
-        )
-        for name, benchmark in benchmarks.items()
-    }
+    print(f"{sum(map(len, asked.values())):,} samples of {len(asked)} problems, pass@k for k = {arguments.k}")
     protocol = {
         "rescored": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "limit": arguments.limit,
         "seed": arguments.seed,
         "versions": versions(SCORING_PACKAGES),
-        **benchmark_protocol(asked, level),
+        **benchmark_protocol(benchmarks, level),
     }
     start_or_take_up(arguments.output_path, protocol)
-    return {"model": None, "protocol": protocol, "tasks": {}}, samples
+    return {"model": None, "protocol": protocol, "tasks": {}}, asked
 
 
 def judge(
@@ -202,7 +210,7 @@ def judge(
     assert arguments.k
     print(f"judging {name} at level {level!r}: {DESCRIPTIONS[level]}", flush=True)
     path = arguments.output_path / "verdicts.jsonl"
-    records = judge_samples(benchmark, samples, level, path, take_up(path))
+    records = judge_samples(benchmark, samples, level, path, take_up(path, VERDICT))
     entry = summarize_records(records, arguments.k, arguments.seed)
     entry["by_complexity"] = by_complexity(benchmark, records, arguments.k)
     return entry | {"quality": quality(benchmark, samples, records, level, corpus)}, records

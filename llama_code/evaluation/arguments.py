@@ -109,10 +109,10 @@ class EvalArguments:
             )
         if self.rescore is None:
             self._settle_samples()
-        elif self.limit is not None or "perplexity" in self.task_names:
+        elif "perplexity" in self.task_names:
             raise UserError(
-                f"--rescore judges all saved samples, and --tasks is {self.tasks!r} with --limit {self.limit}; leave "
-                "perplexity and --limit out"
+                f"--rescore judges saved samples, and --tasks is {self.tasks!r}; leave out perplexity, which needs a "
+                "model"
             )
 
     def _settle_samples(self) -> None:

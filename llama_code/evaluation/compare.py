@@ -10,11 +10,20 @@ from scipy.stats import binomtest
 
 from llama_code.errors import UserError
 from llama_code.evaluation.metrics import confidence_interval
+from llama_code.evaluation.records import VERDICT, read_records
 from llama_code.evaluation.table import markdown_table
 
 # What a model brings with it: these fields differ between models that are evaluated alike.
 MODEL_FIELDS = ("document_start", "end_tokens")
 MAX_ROWS = 30
+# Where a result has what people are shown, beside its pass@k.
+MEASURES = {
+    "bits per byte": ("bits_per_byte",),
+    "bits per byte of solutions": ("solutions", "bits_per_byte"),
+    "samples that parse": ("quality", "structure", "parse"),
+    "samples that run": ("quality", "structure", "run"),
+    "samples that pass a test": ("quality", "pass_any"),
+}
 SEED = 0
 ANOTHER_VERSION = "it comes from another version or another program; evaluate again with eval_code.py"
 
@@ -115,8 +124,7 @@ def _read_results(path: Path) -> dict[str, Any]:
                 f"--compare {str(path)!r} has a result of {task!r} that is no object, or whose ci95 is none; "
                 f"{ANOTHER_VERSION}"
             )
-        for name in _score_names(result):
-            value = result.get(name)
+        for name, value in _scores(result).items():
             if not isinstance(value, int | float):
                 raise UserError(
                     f"--compare {str(path)!r} has {value!r} as {name} of {task!r}, which must be a number; "
@@ -125,15 +133,23 @@ def _read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def _score_names(result: Mapping[str, Any]) -> list[str]:
-    return list(result.get("ci95", {})) + (["bits_per_byte"] if "bits_per_byte" in result else [])
+def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a task's result by the names that people are shown."""
+    scores = {name: result.get(name) for name in result.get("ci95", {})}
+    for name, keys in MEASURES.items():
+        value: Any = result
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if keys[0] in result:
+            scores[name] = value
+    return scores
 
 
 def _read_verdicts(path: Path) -> Verdicts:
     """Read verdicts.jsonl by task id.
 
     Raises:
-        UserError: the file is missing, or a line of it is not a verdict.
+        UserError: the file is missing, a line of it is not a verdict, or a sample has two.
     """
     if not path.is_file():
         raise UserError(
@@ -142,17 +158,7 @@ def _read_verdicts(path: Path) -> Verdicts:
         )
     verdicts: Verdicts = {}
     seen = set()
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"--compare {str(path)!r}, line {number},"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is no JSON ({error}); mend the line or evaluate again") from error
-        for key, kind in (("task_id", str), ("sample", int), ("passed", bool), ("reason", str)):
-            if not isinstance(record, dict) or not isinstance(record.get(key), kind):
-                raise UserError(f"{place} has no {kind.__name__} under {key!r}, which a verdict needs; evaluate again")
+    for place, record in read_records(path, VERDICT):
         task_id, sample = record["task_id"], record["sample"]
         if (task_id, sample) in seen:
             raise UserError(
@@ -222,24 +228,27 @@ def _protocol_text(differing: Mapping[str, tuple[str, str]], obstacles: list[str
     return "\n".join(lines)
 
 
-def _scores_text(task: str, a: Mapping[str, Any], b: Mapping[str, Any], comparable: bool) -> str:
-    names = list(dict.fromkeys(_score_names(a) + _score_names(b)))
+def _scores_text(task: str, a: dict[str, Any], b: dict[str, Any], comparable: bool) -> str:
+    scores_a, scores_b = _scores(a), _scores(b)
     same_data = a.get("data_hash") == b.get("data_hash")
     rows = []
-    for name in names:
-        is_rate = name != "bits_per_byte"
-        row = [task, name if is_rate else "bits per byte"]
-        row += [format(result[name], ".1%" if is_rate else ".4f") if name in result else "none" for result in (a, b)]
-        if comparable and not (name in a and name in b):
+    for name in scores_a | scores_b:
+        is_rate = not name.startswith("bits")
+        row = [task, name]
+        row += [
+            format(scores[name], ".1%" if is_rate else ".4f") if name in scores else "none"
+            for scores in (scores_a, scores_b)
+        ]
+        if comparable and not (name in scores_a and name in scores_b):
             row.append("none")
         elif comparable and is_rate:
-            row.append(f"{100 * (b[name] - a[name]):+.1f} points")
+            row.append(f"{100 * (scores_b[name] - scores_a[name]):+.1f} points")
         elif comparable:
-            row.append(f"{b[name] - a[name]:+.4f}" if same_data else "none: other files")
+            row.append(f"{scores_b[name] - scores_a[name]:+.4f}" if same_data else "none: other files")
         rows.append(row)
     header = ["task", "measure", "A", "B"] + (["B - A"] if comparable else [])
     table = markdown_table(header, rows)
-    if "bits_per_byte" in names and not same_data:
+    if "bits_per_byte" in a | b and not same_data:
         table += f"\nBits per byte are of different files: data_hash is {a.get('data_hash')} and {b.get('data_hash')}."
     return table
 

@@ -14,7 +14,8 @@ from llama_code.errors import UserError
 from llama_code.evaluation.code_eval import code_eval
 from llama_code.evaluation.metrics import proportion, score_problems, summarize
 from llama_code.evaluation.partial import each_alone
-from llama_code.evaluation.samples import Samples, append_records
+from llama_code.evaluation.records import append_records
+from llama_code.evaluation.samples import Samples
 from llama_code.evaluation.structure import Corpus, complexity, describe, summarize_structure
 from llama_code.evaluation.tasks import Benchmark
 from llama_code.judge.task import Verdict

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from llama_code.errors import UserError
@@ -58,23 +59,39 @@ def benchmark_protocol(benchmarks: Mapping[str, Benchmark], level: str) -> dict[
     }
 
 
+def weights_hash(model: PreTrainedModel) -> str:
+    """BLAKE2b of a model's weights: a folder may hold other ones when a run that was cut off goes on."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
     """SHA-256 of a protocol: equal for equal ones."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
-def start_or_take_up(folder: Path, protocol: Mapping[str, Any]) -> None:
-    """Write a run's protocol at its start, or check that a run that was cut off had the same.
+def start_or_take_up(folder: Path, started: Mapping[str, Any]) -> None:
+    """Write down what a run was started with, or check that a run that was cut off had the same.
+
+    Args:
+        folder: for the run's results.
+        started: its protocol, and what else it depends on.
 
     Raises:
         UserError: it had another, so that what it left belongs to other scores.
     """
     path = folder / PROTOCOL_FILE
     if not path.exists():
-        write_json(path, protocol)
+        write_json(path, started)
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(protocol))
+    try:
+        earlier = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is no JSON object ({error}); name another --output_dir") from error
+    now = json.loads(json.dumps(started))
     for name in sorted({*earlier, *now}):
         if earlier.get(name) != now.get(name):
             raise UserError(

