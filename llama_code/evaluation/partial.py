@@ -24,7 +24,9 @@ def each_alone(tests: Tests) -> list[Tests]:
 
 
 class _TryAssertions(ast.NodeTransformer):
-    def visit_Assert(self, node: ast.Assert) -> ast.Try:
+    def visit_Assert(self, node: ast.Assert) -> ast.Try | ast.Assert:
+        if isinstance(node.test, ast.Constant):  # HumanEval's `assert True, "good for debugging!"` tests nothing
+            return node
         count = ast.parse(f"{_COUNTER}.append(1)").body
         handler = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [ast.Pass()])
         return ast.Try([node, *count], [handler], [], [])

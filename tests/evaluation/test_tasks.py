@@ -181,6 +181,7 @@ HALF = "def f(x):\n    if x > 1:\n        raise ValueError\n    return x"
         (HALF, Assertions("assert f(0) == 0\nraise KeyError"), True),
         (HALF, Assertions("assert f(3) == 3\nassert f(0) == 1"), False),
         (HALF, Assertions("pass"), False),
+        (HALF, Assertions("assert True, 'good for debugging!'\nassert f(3) == 3"), False),
         ("import os\ndef f(x):\n    os._exit(0)", Assertions("assert f(0) == 0"), False),
         (HALF, CallCases("f", ([5], [1]), ([5], [1])), True),
         (HALF, CallCases("f", ([5], [1]), ([5], [2])), False),
