@@ -9,8 +9,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
+from llama_code.argument_parser import ArgumentParser
 from llama_code.data.corpus import held_out_texts, training_texts
 from llama_code.errors import UserError, run_script
 from llama_code.evaluation.arguments import EvalArguments
@@ -20,13 +21,14 @@ from llama_code.evaluation.fim import infilling_prompt
 from llama_code.evaluation.gold import solution_bits
 from llama_code.evaluation.healing import HealedPrompt, heal
 from llama_code.evaluation.judging import by_complexity, judge_samples, quality, summarize_records
-from llama_code.evaluation.loading import find_model, load_model
+from llama_code.evaluation.loading import ModelSource, find_model, load_model
 from llama_code.evaluation.metrics import aggregate
-from llama_code.evaluation.perplexity import perplexity, select_documents
+from llama_code.evaluation.perplexity import documents_hash, perplexity, select_documents
 from llama_code.evaluation.protocol import (
     SCORING_PACKAGES,
     benchmark_protocol,
     model_protocol,
+    output_lock,
     protocol_hash,
     sampling_protocol,
     start_or_take_up,
@@ -34,16 +36,17 @@ from llama_code.evaluation.protocol import (
 )
 from llama_code.evaluation.records import SAMPLE, VERDICT, append_records, take_up
 from llama_code.evaluation.samples import Samples, check_whole, read_samples, settle_k
-from llama_code.evaluation.sampling import sample, sample_order
+from llama_code.evaluation.sampling import check_prompts, sample, sample_order
 from llama_code.evaluation.shown import shown_examples
 from llama_code.evaluation.structure import Corpus
-from llama_code.evaluation.table import RESULT_HEADER, markdown_table, result_rows
+from llama_code.evaluation.table import QUALITY_HEADER, RESULT_HEADER, markdown_table, quality_rows, result_rows
 from llama_code.evaluation.tasks import Benchmark, load_benchmark
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.judge.levels import DESCRIPTIONS, choose_level
 from llama_code.training.run_record import make_output_dir, versions, write_json
 
 Benchmarks = dict[str, Benchmark]
+Prompts = dict[str, dict[str, HealedPrompt]]
 
 
 def main() -> None:
@@ -58,19 +61,24 @@ def main() -> None:
     published = load_benchmarks(arguments)
     benchmarks = {name: first_problems(benchmark, arguments.limit) for name, benchmark in published.items()}
     corpus = Corpus(training_texts(arguments.copied_from)) if arguments.copied_from else None
-    if arguments.rescore:
-        results, samples = rescore(arguments, published, benchmarks, level)
-    else:
-        results, samples = evaluate(arguments, benchmarks, level)
-    records = []
-    for name, benchmark in benchmarks.items():
-        own = {task_id: samples[task_id] for task_id in benchmark.problems}
-        entry, judged = judge(arguments, name, benchmark, own, level, corpus)
-        results["tasks"][name] = entry | results["tasks"].get(name, {})
-        records += judged
-    results["aggregate"] = aggregate(results["tasks"])
-    results["protocol_hash"] = protocol_hash(results["protocol"])
-    save(arguments, results, shown_examples(benchmarks, samples, records))
+    # what is refused is refused before a folder is made
+    saved = read_saved(arguments, published, benchmarks) if arguments.rescore else {}
+    source = find_model(arguments.model) if arguments.model else None
+    make_output_dir(arguments.output_path)
+    with output_lock(arguments.output_path):
+        if source is None:
+            results, samples = rescored(arguments, benchmarks, level), saved
+        else:
+            results, samples = evaluate(arguments, benchmarks, level, source)
+        records = []
+        for name, benchmark in benchmarks.items():
+            own = {task_id: samples[task_id] for task_id in benchmark.problems}
+            entry, judged = judge(arguments, name, benchmark, own, level, corpus)
+            results["tasks"][name] = entry | results["tasks"].get(name, {})
+            records += judged
+        results["aggregate"] = aggregate(results["tasks"])
+        results["protocol_hash"] = protocol_hash(results["protocol"])
+        save(arguments, results, shown_examples(benchmarks, samples, records))
 
 
 def parse_arguments() -> EvalArguments:
@@ -79,7 +87,7 @@ def parse_arguments() -> EvalArguments:
     Raises:
         UserError: an option is not known or has a value that it cannot have.
     """
-    parser = HfArgumentParser([EvalArguments], allow_abbrev=False)  # type: ignore[list-item]
+    parser = ArgumentParser([EvalArguments], allow_abbrev=False)  # type: ignore[list-item]
     arguments, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
         raise UserError(f"{unknown[0]!r} is not an option of eval_code.py; see python eval_code.py --help")
@@ -97,33 +105,34 @@ def first_problems(benchmark: Benchmark, limit: int | None) -> Benchmark:
     return benchmark._replace(problems=dict(list(benchmark.problems.items())[:limit]))
 
 
-def evaluate(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tuple[dict[str, Any], Samples]:
+def evaluate(
+    arguments: EvalArguments, benchmarks: Benchmarks, level: str, source: ModelSource
+) -> tuple[dict[str, Any], Samples]:
     """Measure a model and draw samples from it; returns results.json with what needs the model, and the samples."""
-    assert arguments.model
-    source = find_model(arguments.model)
-    make_output_dir(arguments.output_path)
     documents = []
     if "perplexity" in arguments.task_names:
         print(f"reading the held-out files of {arguments.dataset}", flush=True)
         documents = select_documents(held_out_texts(arguments.dataset), arguments.limit)
     model, vocabulary = load_model(source)
+    prompts = build_prompts(arguments, benchmarks, model, vocabulary)
     protocol: dict[str, Any] = {
         **model_protocol(model, vocabulary),
         "limit": arguments.limit,
         "seed": arguments.seed,
         "versions": versions(SCORING_PACKAGES),
         "dataset": arguments.dataset,
-        "data_hash": {},
+        "copied_from": arguments.copied_from,
     }
     if benchmarks:
         protocol |= sampling_protocol(arguments, model, vocabulary) | benchmark_protocol(benchmarks, level)
+    if documents:
+        protocol["data_hash"] = {**protocol.get("data_hash", {}), "perplexity": documents_hash(documents)}
     weights = weights_hash(model)
     start_or_take_up(arguments.output_path, {"model": arguments.model, "weights_hash": weights, **protocol})
     tasks: dict[str, Any] = {}
     if documents:
         print(f"perplexity on {len(documents):,} held-out files of {arguments.dataset}", flush=True)
         tasks["perplexity"] = perplexity(model, vocabulary, documents)
-        protocol["data_hash"]["perplexity"] = tasks["perplexity"]["data_hash"]
     for name, benchmark in benchmarks.items():
         bits = solution_bits(model, vocabulary, benchmark.problems)
         tasks[name] = {"solutions": bits} if bits else {}
@@ -134,16 +143,18 @@ def evaluate(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> tu
         "protocol": protocol,
         "tasks": tasks,
     }
-    return results, draw_samples(arguments, benchmarks, model, vocabulary)
+    return results, draw_samples(arguments, benchmarks, prompts, model, vocabulary)
 
 
-def draw_samples(
+def build_prompts(
     arguments: EvalArguments, benchmarks: Benchmarks, model: PreTrainedModel, vocabulary: Vocabulary
-) -> Samples:
-    """Draw the samples that samples.jsonl does not have yet, and return all by task id."""
-    assert arguments.num_samples
-    path = arguments.output_path / "samples.jsonl"
-    prompts: dict[str, dict[str, HealedPrompt]] = {}
+) -> Prompts:
+    """Return the tokens of each benchmark's prompts by task id, each problem once.
+
+    Raises:
+        UserError: the vocabulary has no tokens for infilling, or a prompt does not fit the model's context.
+    """
+    prompts: Prompts = {}
     for name, benchmark in benchmarks.items():
         asked = set().union(*prompts.values())  # mbpp is a part of mbpp-full
         prompts[name] = {
@@ -153,6 +164,16 @@ def draw_samples(
             for task_id, problem in benchmark.problems.items()
             if task_id not in asked
         }
+        check_prompts(model, prompts[name], arguments.max_new_tokens)
+    return prompts
+
+
+def draw_samples(
+    arguments: EvalArguments, benchmarks: Benchmarks, prompts: Prompts, model: PreTrainedModel, vocabulary: Vocabulary
+) -> Samples:
+    """Draw the samples that samples.jsonl does not have yet, and return all by task id."""
+    assert arguments.num_samples
+    path = arguments.output_path / "samples.jsonl"
     order = [task_id for own in prompts.values() for task_id in sample_order(own, arguments.num_samples)]
     drawn = [record["task_id"] for record in take_up(path, SAMPLE)]
     if drawn != order[: len(drawn)]:
@@ -181,26 +202,30 @@ def draw_samples(
     return read_samples(path, order) if order else {}
 
 
-def rescore(
-    arguments: EvalArguments, published: Benchmarks, benchmarks: Benchmarks, level: str
-) -> tuple[dict[str, Any], Samples]:
-    """Read saved samples of published problems; returns results.json without scores, and the samples asked for."""
+def read_saved(arguments: EvalArguments, published: Benchmarks, benchmarks: Benchmarks) -> Samples:
+    """Read saved samples of published problems, and return those that are asked for."""
     path = Path(arguments.rescore or "")
     samples = read_samples(path, [task_id for benchmark in published.values() for task_id in benchmark.problems])
     check_whole(path, samples, {name: list(benchmark.problems) for name, benchmark in benchmarks.items()})
     asked = {task_id: samples[task_id] for benchmark in benchmarks.values() for task_id in benchmark.problems}
     arguments.k = settle_k(arguments.k, min(map(len, asked.values())))
-    make_output_dir(arguments.output_path)
     print(f"{sum(map(len, asked.values())):,} samples of {len(asked)} problems, pass@k for k = {arguments.k}")
+    return asked
+
+
+def rescored(arguments: EvalArguments, benchmarks: Benchmarks, level: str) -> dict[str, Any]:
+    """Return results.json of saved samples, without scores."""
+    path = Path(arguments.rescore or "")
     protocol = {
         "rescored": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
         "limit": arguments.limit,
         "seed": arguments.seed,
         "versions": versions(SCORING_PACKAGES),
+        "copied_from": arguments.copied_from,
         **benchmark_protocol(benchmarks, level),
     }
     start_or_take_up(arguments.output_path, protocol)
-    return {"model": None, "protocol": protocol, "tasks": {}}, asked
+    return {"model": None, "protocol": protocol, "tasks": {}}
 
 
 def judge(
@@ -220,7 +245,8 @@ def save(arguments: EvalArguments, results: dict[str, Any], examples: list[Any])
     """Write results.json last: a run that has it is finished."""
     folder = arguments.output_path
     table = markdown_table(RESULT_HEADER, result_rows(results["tasks"]))
-    (folder / "results.md").write_text(table + "\n", encoding="utf-8")
+    looks = markdown_table(QUALITY_HEADER, quality_rows(results["tasks"]))
+    (folder / "results.md").write_text(f"{table}\n\n{looks}\n", encoding="utf-8")
     if examples:
         title = arguments.model or arguments.rescore or ""
         write_examples(folder / "examples.html", title, results["protocol"], results["tasks"], examples)

@@ -37,7 +37,7 @@ def mbpp_pairs(data: Path) -> list[tuple[int, Pair]]:
     """MBPP's canonical programs and their tests by task id."""
     pairs = []
     for row in read_lines(data / "benchmarks/mbpp/mbpp.jsonl"):
-        tests = [row["test_setup_code"], *row["test_list"], *row["challenge_test_list"]]
+        tests = [row["test_setup_code"], *row["test_list"]]
         pairs.append((row["task_id"], (row["code"], "\n".join(tests) + "\n")))
     return pairs
 

@@ -5,17 +5,57 @@ is left by `return`, a result that may come wrapped in a list.
 """
 
 import ast
-import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llama_code.errors import UserError
-from llama_code.evaluation.problem import Problem, Problems, read_rows
+from llama_code.evaluation.problem import (
+    REMEDY,
+    TEXT,
+    Kind,
+    Placed,
+    Problem,
+    Problems,
+    check_row,
+    collect,
+    is_texts,
+    parse_json,
+    read_rows,
+)
 from llama_code.judge.task import CallCases, StdinCases, Tests
 
 HUB_ID, HUB_FILE = "codeparrot/apps", "test.jsonl"
-KEYS = ("id", "question", "solutions", "input_output", "starter_code")
+
+
+def is_digits(value: Any) -> bool:
+    """Whether a value is the text of a number, as names of problems' folders are."""
+    return isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) is not None
+
+
+TEXT_OR_NULL = Kind("a text or null", lambda value: value is None or isinstance(value, str))
+KINDS = {
+    "id": Kind("a whole number", lambda value: type(value) is int or is_digits(value)),
+    "question": TEXT,
+    "solutions": TEXT_OR_NULL,
+    "input_output": TEXT,
+    "starter_code": TEXT_OR_NULL,
+}
+# What the JSON texts in a row hold.
+SOLUTIONS = {"solutions": Kind("a list of texts", is_texts)}
+RUNS = Kind(
+    "a list of texts or lists of texts",
+    lambda value: isinstance(value, list) and all(isinstance(run, str) or is_texts(run) for run in value),
+)
+STDIN_KINDS = {"inputs": RUNS, "outputs": RUNS}
+CALL_KINDS = {
+    "fn_name": Kind("a function's name", lambda value: isinstance(value, str) and value.isidentifier()),
+    "inputs": Kind(
+        "a list of lists", lambda value: isinstance(value, list) and all(isinstance(call, list) for call in value)
+    ),
+    "outputs": Kind("a list", lambda value: isinstance(value, list)),
+}
 INTRODUCTORY_IDS = range(4000, 5000)
 # What follows an answer where a model goes on: another question, in the form of the prompt.
 STOP_STRINGS = ("\nQUESTION:", "\nANSWER:", "\n```")
@@ -86,21 +126,9 @@ def apps_introductory(folder: Path | None) -> Problems:
     Raises:
         UserError: the data cannot be had or is not as published.
     """
-    problems = {}
-    for row in _rows(folder):
-        if int(row["id"]) not in INTRODUCTORY_IDS:
-            continue
-        task_id = f"apps/{row['id']}"
-        try:
-            tests = problem_tests(json.loads(row["input_output"]))
-            solutions = json.loads(row["solutions"] or "[]")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{task_id} has tests or solutions in another form ({type(error).__name__}: {error}); give APPS' data "
-                "as published"
-            ) from error
-        prompt = _prompt(row["question"], row["starter_code"], isinstance(tests, CallCases))
-        problems[task_id] = Problem(task_id, prompt, tests, solutions[0] if solutions else None)
+    problems = collect(
+        (place, _problem(place, row)) for place, row in _rows(folder) if int(row["id"]) in INTRODUCTORY_IDS
+    )
     if not problems:
         raise UserError(
             f"APPS' data has no problem with an id from {INTRODUCTORY_IDS[0]} to {INTRODUCTORY_IDS[-1]}, which are "
@@ -109,27 +137,48 @@ def apps_introductory(folder: Path | None) -> Problems:
     return problems
 
 
-def _prompt(question: str, starter_code: str, calls: bool) -> str:
+def _problem(place: str, row: dict[str, Any]) -> Problem:
+    input_output = parse_json(f"{place} under 'input_output'", row["input_output"])
+    calls = isinstance(input_output, dict) and "fn_name" in input_output
+    check_row(f"{place} under 'input_output'", input_output, CALL_KINDS if calls else STDIN_KINDS)
+    solutions = parse_json(f"{place} under 'solutions'", row["solutions"] or "[]")
+    check_row(place, {"solutions": solutions}, SOLUTIONS)
+    prompt = _prompt(row["question"], row["starter_code"], calls)
+    solution = solutions[0] if solutions else None
+    return Problem(f"apps/{int(row['id'])}", prompt, problem_tests(input_output), solution)
+
+
+def _prompt(question: str, starter_code: str | None, calls: bool) -> str:
     """Word a question as the data set's paper does (Hendrycks et al. 2021, appendix)."""
     starter = f"\n{starter_code}" if starter_code else ""
     form = "Use Call-Based format" if calls else "Use Standard Input format"
     return f"\nQUESTION:\n{question}{starter}\n{form}\nANSWER:\n"
 
 
-def _rows(folder: Path | None) -> Iterator[dict[str, Any]]:
+def _rows(folder: Path | None) -> Iterator[Placed]:
     if folder is None:
-        yield from read_rows(_hub_file(), KEYS)
-        return
+        return read_rows(_hub_file(), KINDS)
     folder = folder / "apps" if (folder / "apps").is_dir() else folder
     if not (folder / "test").is_dir():
-        yield from read_rows(folder / HUB_FILE, KEYS)
-        return
-    for number in sorted(int(path.name) for path in (folder / "test").iterdir() if path.name.isdigit()):
-        problem = folder / "test" / f"{number:04}"
-        parts = {name: problem / file for name, file in _ORIGINAL_FILES.items()}
-        if not parts["question"].is_file() or not parts["input_output"].is_file():
-            raise UserError(f"{str(problem)!r} lacks question.txt or input_output.json; give APPS' data as published")
-        yield {"id": number} | {name: path.read_text() if path.is_file() else "" for name, path in parts.items()}
+        return read_rows(folder / HUB_FILE, KINDS)
+    return map(_original_row, sorted(path for path in (folder / "test").iterdir() if is_digits(path.name)))
+
+
+def _original_row(folder: Path) -> Placed:
+    place = repr(str(folder))
+    parts = {key: folder / name for key, name in _ORIGINAL_FILES.items()}
+    if not parts["question"].is_file() or not parts["input_output"].is_file():
+        raise UserError(f"{place} lacks question.txt or input_output.json; {REMEDY}")
+    return place, {"id": folder.name} | {
+        key: _read_text(path) if path.is_file() else "" for key, path in parts.items()
+    }
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}); {REMEDY}") from error
 
 
 _ORIGINAL_FILES = {

@@ -1,6 +1,7 @@
 """What eval_code.py can be asked, checked in one place."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from llama_code.errors import UserError
@@ -12,6 +13,7 @@ TASKS = ("perplexity", *BENCHMARKS)
 MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 1e3
 PROTOCOL_FILE = "protocol.json"
+NEEDS_MODEL = ("num_samples", "temperature", "top_p", "max_new_tokens", "batch_size", "dataset")
 
 
 @dataclass
@@ -109,7 +111,9 @@ class EvalArguments:
             )
         if self.rescore is None:
             self._settle_samples()
-        elif "perplexity" in self.task_names:
+        else:
+            self._refuse(NEEDS_MODEL, "--rescore, which draws no samples")
+        if self.rescore is not None and "perplexity" in self.task_names:
             raise UserError(
                 f"--rescore judges saved samples, and --tasks is {self.tasks!r}; leave out perplexity, which needs a "
                 "model"
@@ -143,8 +147,13 @@ class EvalArguments:
     def _check_compare(self) -> None:
         if len(self.compare or ()) != 2:
             raise UserError(f"--compare names {len(self.compare or ())} results and needs two; give two folders")
-        if self.model or self.rescore or self.tasks:
-            raise UserError("--compare is given with --model, --rescore or --tasks; give it alone")
+        self._refuse([option.name for option in fields(self) if option.name != "compare"], "--compare")
+
+    def _refuse(self, names: Sequence[str], beside: str) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name in names and value != option.default:
+                raise UserError(f"--{option.name} is {value!r} beside {beside}, where it has no use; leave it out")
 
     @property
     def output_path(self) -> Path:

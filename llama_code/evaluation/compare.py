@@ -1,6 +1,7 @@
 """Two evaluations side by side: `eval_code.py --compare A B`, each a results.json or the folder that holds it."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,12 @@ from scipy.stats import binomtest
 
 from llama_code.errors import UserError
 from llama_code.evaluation.metrics import confidence_interval
+from llama_code.evaluation.protocol import differing_fields, protocol_hash
 from llama_code.evaluation.records import VERDICT, read_records
 from llama_code.evaluation.table import markdown_table
 
 # What a model brings with it: these fields differ between models that are evaluated alike.
-MODEL_FIELDS = ("document_start", "end_tokens")
+MODEL_FIELDS = ("document_start", "end_tokens", "rescored.file", "rescored.sha256")
 MAX_ROWS = 30
 # Where a result has what people are shown, beside its pass@k.
 MEASURES = {
@@ -75,7 +77,7 @@ def compare(a: Path, b: Path) -> str:
             f"has {', '.join(results_b['tasks']) or 'none'}, and at least one must be in both; evaluate both with the "
             "same --tasks"
         )
-    differing = _differing_fields(results_a["protocol"], results_b["protocol"])
+    differing = differing_fields(results_a["protocol"], results_b["protocol"])
     obstacles = [field for field in differing if field not in MODEL_FIELDS]
     parts = [
         f"A: {path_a} (model {results_a.get('model')})\nB: {path_b} (model {results_b.get('model')})",
@@ -125,11 +127,16 @@ def _read_results(path: Path) -> dict[str, Any]:
                 f"{ANOTHER_VERSION}"
             )
         for name, value in _scores(result).items():
-            if not isinstance(value, int | float):
+            if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(
-                    f"--compare {str(path)!r} has {value!r} as {name} of {task!r}, which must be a number; "
+                    f"--compare {str(path)!r} has {value!r} as {name} of {task!r}, which must be a finite number; "
                     f"{ANOTHER_VERSION}"
                 )
+    if results.get("protocol_hash") != protocol_hash(results["protocol"]):
+        raise UserError(
+            f"--compare {str(path)!r} has a protocol_hash that is not its protocol's, as if it had been edited; "
+            "evaluate again"
+        )
     return results
 
 
@@ -177,7 +184,7 @@ def _of_task(task: str, verdicts: Verdicts, path: Path, results: Mapping[str, An
         UserError: the problems of its score in results.json are not known, or one has no verdict.
     """
     task_ids = results["tasks"][task].get("task_ids")
-    if not isinstance(task_ids, list):
+    if not isinstance(task_ids, list) or not all(isinstance(task_id, str) for task_id in task_ids) or not task_ids:
         raise UserError(f"--compare {str(path)!r} names no problems of {task}; {ANOTHER_VERSION}")
     missing = [task_id for task_id in task_ids if task_id not in verdicts]
     if missing:
@@ -185,31 +192,22 @@ def _of_task(task: str, verdicts: Verdicts, path: Path, results: Mapping[str, An
             f"--compare {str(path.with_name('verdicts.jsonl'))!r} has no verdict on {missing[0]!r}, which the score "
             f"of {task} in results.json beside it counts; evaluate again"
         )
-    return {task_id: verdicts[task_id] for task_id in task_ids}
-
-
-def _flatten(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {
-        field: leaf
-        for key, inner in value.items()
-        for field, leaf in _flatten(inner, f"{name}.{key}" if name else key).items()
-    }
-
-
-def _differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the fields that differ, nested ones dotted, with both values as JSON."""
-    fields_a, fields_b = _flatten(a, ""), _flatten(b, "")
-
-    def written(fields: Mapping[str, Any], field: str) -> str:
-        return json.dumps(fields[field]) if field in fields else "absent"
-
-    return {
-        field: (written(fields_a, field), written(fields_b, field))
-        for field in fields_a | fields_b
-        if not (field in fields_a and field in fields_b and fields_a[field] == fields_b[field])
-    }
+    own = {task_id: verdicts[task_id] for task_id in task_ids}
+    num_samples = results["tasks"][task].get("num_samples")
+    fewer = next((task_id for task_id, of_one in own.items() if len(of_one) != num_samples), None)
+    if fewer is not None:
+        raise UserError(
+            f"--compare {str(path.with_name('verdicts.jsonl'))!r} has {len(own[fewer])} verdicts on {fewer}, and the "
+            f"score of {task} in results.json beside it is of {num_samples} samples a problem; evaluate again"
+        )
+    rate = sum(map(_passes, own.values())) / (len(own) * num_samples)
+    told = results["tasks"][task].get("pass@1", rate)
+    if not math.isclose(rate, told, abs_tol=1e-9):
+        raise UserError(
+            f"--compare {str(path)!r} has {told} as pass@1 of {task}, and the verdicts beside it give {rate}; "
+            "evaluate again"
+        )
+    return own
 
 
 def _protocol_text(differing: Mapping[str, tuple[str, str]], obstacles: list[str]) -> str:

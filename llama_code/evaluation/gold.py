@@ -15,15 +15,18 @@ from llama_code.evaluation.sampling import context_length
 from llama_code.evaluation.vocabulary import Vocabulary
 
 
-def solution_window(vocabulary: Vocabulary, prompt: str, solution: str, size: int) -> Window:
+def solution_window(vocabulary: Vocabulary, prompt: str, solution: str, size: int) -> Window | None:
     """Return prompt and solution as one text, tokenized together, with the tokens to score.
 
     Scored are the tokens that reach beyond the prompt: one that spans its end (a line break with the indent that
     follows) counts whole, so that no tokenizer gains by where it cuts. A text longer than `size` tokens loses its
     beginning.
 
+    Returns:
+        None where the solution alone is longer.
+
     Raises:
-        UserError: the tokenizer does not keep the text, or the solution alone is longer than `size` tokens.
+        UserError: the tokenizer does not keep the text.
     """
     ids = vocabulary.encode_exactly(prompt + solution)
     num_prompt_bytes = len(vocabulary.text_prefix + prompt.encode())
@@ -34,10 +37,7 @@ def solution_window(vocabulary: Vocabulary, prompt: str, solution: str, size: in
     ids, first = [vocabulary.start_id, *ids], first + 1
     excess = max(0, len(ids) - size)
     if excess >= first:
-        raise UserError(
-            f"a solution has {len(ids) - first} tokens, more than the model's context of {size} holds with a token "
-            "before it; evaluate a model with a longer context"
-        )
+        return None
     return Window(ids[excess:], first - excess)
 
 
@@ -48,17 +48,20 @@ def solution_bits(
     """Score the solutions of a benchmark; infilling is left out, whose prompts have another form.
 
     Returns:
-        `bits_per_byte` (summed bits over the solutions' UTF-8 bytes), `num_solutions`, `num_bytes`; None where the
-        benchmark has no solutions.
+        `bits_per_byte` (summed bits over the solutions' UTF-8 bytes), `num_solutions`, `num_too_long` (left out, as
+        they do not fit the model's context), `num_bytes`; None where there is no solution to score.
 
     Raises:
-        UserError: the model's weights are not finite, or a solution does not fit its context.
+        UserError: the model's weights are not finite.
     """
     known = [problem for problem in problems.values() if problem.solution and problem.suffix is None]
     if not known:
         return None
     size = min(context_length(model) or MAX_WINDOW, MAX_WINDOW)
-    cut = [solution_window(vocabulary, problem.prompt, problem.solution or "", size) for problem in known]
+    windows = [solution_window(vocabulary, problem.prompt, problem.solution or "", size) for problem in known]
+    cut = [window for window in windows if window is not None]
+    if not cut:
+        return None
     bits = 0.0
     with tqdm(total=len(cut), desc="bits of solutions", unit="solution") as progress:
         for batch in batches(cut, BATCH_TOKENS.get(model.device.type, MAX_WINDOW)):
@@ -68,5 +71,11 @@ def solution_bits(
         raise UserError(
             f"the solutions came out as {bits} bits: the model's weights are not finite; give another checkpoint"
         )
-    num_bytes = sum(len((problem.solution or "").encode()) for problem in known)
-    return {"bits_per_byte": bits / num_bytes, "num_solutions": len(known), "num_bytes": num_bytes}
+    scored = [problem for problem, window in zip(known, windows, strict=True) if window is not None]
+    num_bytes = sum(len((problem.solution or "").encode()) for problem in scored)
+    return {
+        "bits_per_byte": bits / num_bytes,
+        "num_solutions": len(cut),
+        "num_too_long": len(known) - len(cut),
+        "num_bytes": num_bytes,
+    }

@@ -15,7 +15,7 @@ from llama_code.evaluation.code_eval import code_eval
 from llama_code.evaluation.metrics import proportion, score_problems, summarize
 from llama_code.evaluation.partial import each_alone
 from llama_code.evaluation.records import append_records
-from llama_code.evaluation.samples import Samples
+from llama_code.evaluation.samples import Samples, completion_hash
 from llama_code.evaluation.structure import Corpus, complexity, describe, summarize_structure
 from llama_code.evaluation.tasks import Benchmark
 from llama_code.judge.task import Verdict
@@ -40,10 +40,10 @@ def judge_samples(
 
     Returns:
         A record of each verdict in the order of the benchmark: `task_id`, `sample` (its number among those of its
-        problem), `passed`, `reason`, `detail`, `seconds`.
+        problem), `completion_hash`, `passed`, `reason`, `detail`, `seconds`.
 
     Raises:
-        UserError: the file has a verdict on a sample that there is not.
+        UserError: the file has a verdict on a sample that there is not, or that is another one now.
     """
     order = [(name, i) for name in benchmark.problems if name in samples for i in range(len(samples[name]))]
     known = {(record["task_id"], record["sample"]): record for record in judged}
@@ -53,13 +53,26 @@ def judge_samples(
             f"{str(path)!r} has a verdict on sample {alien[0][1]} of {alien[0][0]}, which samples.jsonl lacks; move "
             "the folder away or name another --output_dir"
         )
+    for name, number in order:
+        record = known.get((name, number))
+        if record is not None and record["completion_hash"] != completion_hash(samples[name][number]):
+            raise UserError(
+                f"{str(path)!r} has a verdict on another sample {number} of {name} than samples.jsonl holds; move the "
+                "folder away or name another --output_dir"
+            )
     todo = [key for key in order if key not in known]
     with tqdm(total=len(order), initial=len(order) - len(todo), desc="judging", unit="sample") as progress:
 
         def keep(index: int, verdict: Verdict) -> None:
             name, number = todo[index]
             seconds = round(verdict.seconds, 4)
-            known[todo[index]] = {"task_id": name, "sample": number, **verdict._asdict(), "seconds": seconds}
+            known[todo[index]] = {
+                "task_id": name,
+                "sample": number,
+                "completion_hash": completion_hash(samples[name][number]),
+                **verdict._asdict(),
+                "seconds": seconds,
+            }
             append_records(path, [known[todo[index]]])
             progress.update()
 

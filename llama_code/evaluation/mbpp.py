@@ -1,15 +1,26 @@
 """MBPP (Austin et al. 2021): 974 short tasks in words, each with three assertions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llama_code.errors import UserError
-from llama_code.evaluation.problem import Problem, Problems, read_rows
+from llama_code.evaluation.problem import (
+    TEXT,
+    TEXTS,
+    WHOLE_NUMBER,
+    Placed,
+    Problem,
+    Problems,
+    check_row,
+    collect,
+    read_rows,
+)
 from llama_code.judge.task import Assertions
 
 HUB_ID = "google-research-datasets/mbpp"
-KEYS = ("task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list")
+# Published rows have a challenge_test_list too: the paper and later harnesses judge by test_list alone.
+KINDS = {"task_id": WHOLE_NUMBER, "text": TEXT, "code": TEXT, "test_list": TEXTS, "test_setup_code": TEXT}
 TEST_IDS = range(11, 511)
 # The three that the paper shows, of those that it sets aside for prompts (ids 1 to 10).
 SHOT_IDS = (2, 3, 4)
@@ -33,20 +44,24 @@ def mbpp(form: str, folder: Path | None) -> Problems:
     Raises:
         UserError: the data cannot be had or is not as published.
     """
-    rows = {row["task_id"]: row for row in (_hub_rows() if folder is None else read_rows(_file(folder), KEYS))}
-    lacking = [number for number in SHOT_IDS if number not in rows]
+    placed = sorted(
+        _hub_rows() if folder is None else read_rows(_file(folder), KINDS), key=lambda pair: pair[1]["task_id"]
+    )
+    known = {row["task_id"]: row for _, row in placed}
+    lacking = [number for number in SHOT_IDS if number not in known]
     if form == "3-shot" and lacking:
         raise UserError(
             f"MBPP's data has no problem {lacking[0]}, which --mbpp_form 3-shot shows as an example; give the full "
             "file of 974 problems, or --mbpp_form docstring"
         )
-    problems = {}
-    for number, row in sorted(rows.items()):
-        prompt = _docstring(row) if form == "docstring" else _three_shot(row, [rows[shot] for shot in SHOT_IDS])
-        tests = [row["test_setup_code"], *row["test_list"], *row["challenge_test_list"], ""]
-        task_id = f"mbpp/{number}"
-        problems[task_id] = Problem(task_id, prompt, Assertions("\n".join(tests)), _code(row) + "\n")
-    return problems
+    shots = [known[number] for number in SHOT_IDS] if form == "3-shot" else []
+    return collect((place, _problem(row, shots)) for place, row in placed)
+
+
+def _problem(row: dict[str, Any], shots: list[dict[str, Any]]) -> Problem:
+    prompt = _three_shot(row, shots) if shots else _docstring(row)
+    tests = "\n".join([row["test_setup_code"], *row["test_list"], ""])
+    return Problem(f"mbpp/{row['task_id']}", prompt, Assertions(tests), _code(row) + "\n")
 
 
 def test_split(problems: Problems) -> Problems:
@@ -59,7 +74,7 @@ def _file(folder: Path) -> Path:
     return nested if nested.exists() else folder / "mbpp.jsonl"
 
 
-def _hub_rows() -> Iterable[dict[str, Any]]:
+def _hub_rows() -> Iterator[Placed]:
     from datasets import load_dataset
 
     try:
@@ -73,7 +88,11 @@ def _hub_rows() -> Iterable[dict[str, Any]]:
         raise UserError(
             f"MBPP cannot be had from the Hub's {HUB_ID!r} ({reason}); give --benchmark_dir with mbpp.jsonl"
         ) from error
-    return (row for split in splits.values() for row in split)
+    for split, rows in splits.items():
+        for number, row in enumerate(rows, start=1):
+            place = f"the Hub's {HUB_ID!r}, {split} row {number},"
+            check_row(place, row, KINDS)
+            yield place, row
 
 
 def _code(row: dict[str, Any]) -> str:

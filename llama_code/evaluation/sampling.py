@@ -92,6 +92,21 @@ def sample_order(prompts: Mapping[str, HealedPrompt], num_samples: int) -> list[
     return [name for name in order for _ in range(num_samples)]
 
 
+def check_prompts(model: PreTrainedModel, prompts: Mapping[str, HealedPrompt], max_new_tokens: int) -> None:
+    """Check that prompts and their completions fit the model's context.
+
+    Raises:
+        UserError: one does not.
+    """
+    context = context_length(model)
+    for name, prompt in prompts.items():
+        if context is not None and len(prompt.ids) + max_new_tokens > context:
+            raise UserError(
+                f"the prompt of {name} has {len(prompt.ids)} tokens and --max_new_tokens is {max_new_tokens}, more "
+                f"together than the model's context of {context}; lower --max_new_tokens or take another model"
+            )
+
+
 def sample(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -128,13 +143,7 @@ def sample(
     Raises:
         UserError: a prompt does not fit the model's context.
     """
-    context = context_length(model)
-    for name, prompt in prompts.items():
-        if context is not None and len(prompt.ids) + max_new_tokens > context:
-            raise UserError(
-                f"the prompt of {name} has {len(prompt.ids)} tokens and --max_new_tokens is {max_new_tokens}, more "
-                f"together than the model's context of {context}; lower --max_new_tokens or take another model"
-            )
+    check_prompts(model, prompts, max_new_tokens)
     rows = sample_order(prompts, num_samples)
 
     def batches() -> Iterator[tuple[str, str]]:

@@ -5,6 +5,8 @@ Reads RUN_DIR/run.json and every RUN_DIR/eval/*/results.json; writes RUN_DIR/sum
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def summarize_run(run_dir: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; nesting without end
         raise UserError(f"{str(path)!r} is no JSON ({error}); remove it and run what wrote it again") from error
     if not isinstance(value, dict):
         raise UserError(
@@ -42,10 +44,34 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def _known_form(path: Path) -> Iterator[None]:
+    """Word what reading the figures of another version's file raises."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{str(path)!r} holds figures in another form than this version's ({type(error).__name__}: {error}); run "
+            "what wrote it again"
+        ) from error
+
+
 def summary_table(summary: dict[str, Any]) -> str:
-    """Return the table of what `summarize_run` collected; figures that run.json does not name are left out."""
-    train = summary["train"]
-    name = train.get("size", Path(summary["model"]).name)
+    """Return the table of what `summarize_run` collected; figures that run.json does not name are left out.
+
+    Raises:
+        UserError: figures have another form than this version writes.
+    """
+    run_dir, train = Path(summary["model"]), summary["train"]
+    with _known_form(run_dir / RUN_FILE):
+        rows = _train_rows(train, train.get("size", run_dir.name))
+    for evaluation, results in summary["evaluations"].items():
+        with _known_form(run_dir / "eval" / evaluation / "results.json"):
+            rows += [[f"{row[0]} ({evaluation})", *row[1:]] for row in result_rows(results["tasks"])]
+    return markdown_table(RESULT_HEADER, rows)
+
+
+def _train_rows(train: dict[str, Any], name: str) -> list[list[str]]:
     rows = []
     for key, measure, form, over in (
         ("num_parameters", "parameters", ",", ""),
@@ -54,14 +80,12 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("train_loss", "loss, nats a token", ".4f", "the run's rows"),
     ):
         if key in train:
-            rows.append([f"train {name}", measure, format(train[key], form), "", over])
+            rows.append([f"train {name}", measure, format(train[key], form), "", str(over)])
     for key, when in (("initial", "before training"), ("final", "after training")):
         if "bits_per_byte" in train.get(key, {}):
             value = f"{train[key]['bits_per_byte']:.4f}"
             rows.append([f"train {name}", f"bits per byte {when}", value, "", "held-out rows"])
-    for evaluation, results in summary["evaluations"].items():
-        rows += [[f"{row[0]} ({evaluation})", *row[1:]] for row in result_rows(results.get("tasks", {}))]
-    return markdown_table(RESULT_HEADER, rows)
+    return rows
 
 
 def main() -> None:

@@ -56,4 +56,17 @@ def _sample_rows(result: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def quality_rows(tasks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return `[task, measure, mean]` of what samples look like; of structure over those that parse."""
+    rows = []
+    for task, result in tasks.items():
+        quality = result.get("quality", {})
+        means = dict(quality.get("structure", {}).get("means", {}))
+        means["copied_from_corpus"] = quality.get("copied_from_corpus")
+        means["seconds_over_reference"] = quality.get("reference", {}).get("seconds_ratio")
+        rows += [[task, name.replace("_", " "), f"{mean:.4g}"] for name, mean in means.items() if mean is not None]
+    return rows
+
+
+QUALITY_HEADER = ("task", "what samples look like", "mean (time: median)")
 RESULT_HEADER = ("task", "measure", "value", "95% interval", "over")

