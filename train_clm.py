@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import llama_code.modeling  # noqa: F401  (registers the models)
+from llama_code.data.options import DataOptions, written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
 from llama_code.training.arguments import Run, parse_run
@@ -41,6 +42,9 @@ from llama_code.training.throughput import device_name, flops_per_token, peak_fl
 from llama_code.training.trainer import CodeTrainer
 
 ROOT = Path(__file__).resolve().parent
+# Of what the data's own meta.json says, what a run records.
+DATA_FIELDS = ("source", "held_out_source", "splits", "read", "dropped", "filters_off", "near_dedup", "decontaminate")
+DATA_FIELDS += ("redact", "fim_rate", "packages")
 logger = logging.getLogger("train_clm")
 
 
@@ -57,7 +61,7 @@ def main() -> None:
     set_seed(arguments.seed)
     model = build_model(run)
     with arguments.main_process_first(desc="data preparation"):
-        data = prepared_data(run.arguments.dataset, tokenizer, run.row_length)
+        data = prepared_data(run.arguments, tokenizer, run.row_length)
 
     num_parameters = model.num_parameters()
     flops = flops_per_token(run.config, num_parameters, run.row_length)
@@ -112,7 +116,7 @@ def main() -> None:
         "recipe": recipe_record(run),
         "config": model.config.to_dict(),
         "tokenizer": {"name": run.arguments.tokenizer or "tokenizer/", "sha256": tokenizer_sha256},
-        "data": {name: data.meta[name] for name in ("source", "held_out_source", "splits", "read", "packages")},
+        "data": {name: data.meta[name] for name in DATA_FIELDS},
         "versions": versions(),
         "git_commit": git_commit(ROOT),
         "date": time.strftime("%Y-%m-%d"),
@@ -150,12 +154,12 @@ def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedToke
     return tokenizer
 
 
-def prepared_data(dataset: str, tokenizer: PreTrainedTokenizerBase, row_length: int) -> PreparedData:
+def prepared_data(options: DataOptions, tokenizer: PreTrainedTokenizerBase, row_length: int) -> PreparedData:
     """Prepare the data set in a process of its own, whose workers do not hold torch, or find it prepared."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        command = [sys.executable, "-m", "llama_code.data.prepare", "--dataset", dataset, "--tokenizer", folder]
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "llama_code.data.prepare", "--tokenizer", folder]
+        result = subprocess.run(command + written(options), stdout=subprocess.PIPE, text=True)
     if result.returncode:
         sys.exit(result.returncode)  # it has said why
     return open_prepared(Path(result.stdout.strip()), row_length)

@@ -20,7 +20,7 @@ from results import record
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import llama_code.modeling  # noqa: F401  (registers the models)
-from llama_code.data.prepare import META_FILE
+from llama_code.data.finish import META_FILE
 from llama_code.evaluation.healing import heal
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.training.throughput import device_name

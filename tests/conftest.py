@@ -11,10 +11,17 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(scope="session")
+def library_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The screened standard library, which takes seconds to make, for all tests."""
+    return tmp_path_factory.mktemp("library")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, library_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own for each test."""
     folder = tmp_path_factory.mktemp("cache")
+    (folder / "library").symlink_to(library_cache)
     monkeypatch.setenv("LLAMA_CODE_CACHE", str(folder))
     return folder
 

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from llama_code.data.corpus import Counts, distinct_documents
+from llama_code.data.corpus import distinct_documents
 from llama_code.data.document import Document
 from llama_code.data.filters import filter_document
 from llama_code.data.sources import Source, open_source
@@ -67,7 +67,7 @@ class TrainingTexts:
     """
 
     def __init__(self, source: Source, max_bytes: int, max_project_bytes: int) -> None:
-        self._source = dataclasses.replace(source, documents=self._capped_documents)
+        self._source = dataclasses.replace(source, shards=(self._capped_documents,))
         self._documents = source.documents
         self._max_bytes = max_bytes
         self._max_project_bytes = max_project_bytes
@@ -77,7 +77,7 @@ class TrainingTexts:
         self.projects: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
-        for candidate in distinct_documents(self._source, Counts(), progress=False):
+        for candidate in distinct_documents(self._source):
             if candidate.is_held_out:
                 continue
             text, _ = filter_document(candidate.content)

@@ -1,16 +1,17 @@
-"""A pass over a source: distinct documents, each in one split, and the texts that the filters keep."""
+"""A pass over a source in one process: distinct documents, each in one split, and the texts that the filters keep.
 
-from collections import Counter
+For those who need texts and no tokens: tokenizer training, perplexity. What is held out here is what `prepare` holds
+out; what is trained on there has fewer near-duplicates and no problems of benchmarks.
+"""
+
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
-
-from tqdm.auto import tqdm
 
 from llama_code.data.dedup import SeenDigests
 from llama_code.data.document import Document, digest, normalize
+from llama_code.data.files import standard_library
 from llama_code.data.filters import filter_document
-from llama_code.data.sources import Source, open_source, standard_library
+from llama_code.data.sources import Source, open_source
 from llama_code.data.split import STANDARD_LIBRARY, is_held_out
 from llama_code.errors import UserError
 
@@ -21,32 +22,18 @@ class Candidate(NamedTuple):
     Attributes:
         is_held_out: its split.
         path: where it is within its project.
-        content: normalized bytes, or None where it could not be read.
-        is_counted: whether it is the source's own; the standard library is not, where it is only lent.
+        content: normalized bytes.
+        is_lent: whether it is the standard library's, where that is no part of the source.
     """
 
     is_held_out: bool
     path: str
-    content: bytes | None
-    is_counted: bool = True
+    content: bytes
+    is_lent: bool = False
 
 
-@dataclass
-class Counts:
-    """What a pass over a source saw, and how many documents were dropped for which reason.
-
-    `held_out_library` says that the source holds out nothing itself and the standard library was lent to it.
-    """
-
-    documents: int = 0
-    bytes: int = 0
-    without_project: int = 0
-    held_out_library: bool = False
-    dropped: Counter[str] = field(default_factory=Counter)
-
-
-def distinct_documents(source: Source, counts: Counts, progress: bool) -> Iterator[Candidate]:
-    """Yield each distinct document of `source` once, with its split, and count what is seen in `counts`.
+def distinct_documents(source: Source) -> Iterator[Candidate]:
+    """Yield each distinct document of `source` once, with its split.
 
     A content is yielded once, in one split, and copies of the standard library, which always is held out, are dropped:
     nothing held out is trained on under another name. A source that holds out nothing (few projects, none drawn) gets
@@ -57,19 +44,14 @@ def distinct_documents(source: Source, counts: Counts, progress: bool) -> Iterat
     for _, content in library:
         seen.add(digest(content))
     holds_out = False
-    with tqdm(
-        total=source.num_bytes, unit="B", unit_scale=True, desc=f"preparing {source.name}", disable=not progress
-    ) as bar:
-        for document in source.documents():
-            bar.update(len(document.content or b""))
-            candidate = _first_copy(document, seen, counts)
-            if candidate:
-                holds_out |= candidate.is_held_out
-                yield candidate
+    for document in source.documents():
+        candidate = _first_copy(document, seen)
+        if candidate:
+            holds_out |= candidate.is_held_out
+            yield candidate
     if not holds_out:
-        counts.held_out_library = True
         for path, content in library:
-            yield Candidate(True, path, content, is_counted=False)
+            yield Candidate(True, path, content, is_lent=True)
 
 
 def _library_contents() -> list[tuple[str, bytes]]:
@@ -78,16 +60,12 @@ def _library_contents() -> list[tuple[str, bytes]]:
     return [(path, content) for content, path in contents.items()]
 
 
-def _first_copy(document: Document, seen: SeenDigests, counts: Counts) -> Candidate | None:
-    counts.documents += 1
-    counts.without_project += not document.project
+def _first_copy(document: Document, seen: SeenDigests) -> Candidate | None:
     if document.content is None:
-        return Candidate(False, document.path, None)
+        return None
     content = normalize(document.content)
-    counts.bytes += len(content)
     content_digest = digest(content)
     if not seen.add(content_digest):
-        counts.dropped["duplicate"] += 1
         return None
     # A row that names no repository is a project of its own, told apart by its content.
     return Candidate(is_held_out(document.project or content_digest.hex()), document.path, content)
@@ -108,8 +86,8 @@ def held_out_texts(spec: str) -> Iterator[tuple[str, str]]:
 
 
 def _kept_texts(spec: str, held_out: bool) -> Iterator[tuple[str, str]]:
-    for candidate in distinct_documents(open_source(spec), Counts(), progress=False):
-        if not candidate.is_counted:
+    for candidate in distinct_documents(open_source(spec)):
+        if candidate.is_lent:
             if held_out:
                 raise UserError(
                     f"--dataset {spec!r} holds out none of its projects, so there is nothing to measure; give a "

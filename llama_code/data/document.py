@@ -13,12 +13,16 @@ class Document(NamedTuple):
         project: name of the package or repository that the file belongs to; the held-out split is decided by it.
             Empty where the source names none.
         path: where the file is within its project; for messages and for drawing samples.
-        content: the file's bytes, not yet decoded; None where they could not be read.
+        content: the file's bytes, not yet decoded; None where the source does not have them or leaves them out.
+        license: the licences that its source names, as SPDX ids separated by commas; empty where it names none.
+        problem: why `content` is None, as it is counted.
     """
 
     project: str
     path: str
     content: bytes | None
+    license: str = ""
+    problem: str = ""
 
 
 def normalize(content: bytes) -> bytes:

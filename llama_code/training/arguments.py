@@ -4,15 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+from transformers import AutoConfig, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
+from llama_code.argument_parser import ArgumentParser
+from llama_code.data.options import DataOptions
 from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
 from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
@@ -47,17 +49,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass
-class RunArguments:
+class RunArguments(DataOptions):
     """What is trained on what, and in which batches."""
 
     config: str = field(default="m1", metadata={"help": "m1 to m5, or a folder with config.json and train.yaml."})
-    dataset: str = field(
-        default="local-python",
-        metadata={
-            "help": "local-python (the Python source on this machine), a folder, a .jsonl or .parquet file, "
-            "or a Hub data set."
-        },
-    )
     train_tokens: int = field(default=PAPER_TRAIN_TOKENS, metadata={"help": "Length of the run in tokens."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a tokenizer instead of the family's."}
@@ -96,11 +91,6 @@ class Run:
     row_length: int
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; python train_clm.py --help lists the arguments")
-
-
 def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     """Turn a command line into a run.
 
@@ -111,11 +101,11 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     Raises:
         UserError: an argument is unknown, impossible, or contradicts another.
     """
-    first = _Parser([], add_help=False, allow_abbrev=False)
+    first = ArgumentParser([], add_help=False, allow_abbrev=False)
     first.add_argument("--config", default="m1")
     folder = _config_folder(first.parse_known_args(argv)[0].config, recipes)
     recipe = _read_recipe(folder)
-    parser = _Parser([RunArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
+    parser = ArgumentParser([RunArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
     parser.set_defaults(**{**DEFAULTS, **recipe})
     values = vars(parser.parse_args(list(argv)))
     arguments = RunArguments(**{name: values.pop(name) for name in RunArguments.__dataclass_fields__})

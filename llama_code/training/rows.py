@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from llama_code.data.prepare import META_FILE
+from llama_code.data.finish import META_FILE
 from llama_code.errors import UserError
 
 IGNORED = -100

@@ -12,7 +12,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from llama_code.data.corpus import held_out_texts, training_texts
-from llama_code.data.prepare import META_FILE, describe, prepare
+from llama_code.data.finish import META_FILE
+from llama_code.data.options import DataOptions
+from llama_code.data.prepare import describe, prepare
 from llama_code.data.split import is_held_out
 from llama_code.errors import UserError
 
@@ -20,6 +22,10 @@ from llama_code.errors import UserError
 def read(folder: Path) -> tuple[dict, np.ndarray, np.ndarray]:
     meta = json.loads((folder / META_FILE).read_text())
     return meta, *(np.fromfile(folder / f"{name}.bin", dtype=meta["dtype"]) for name in ("train", "held_out"))
+
+
+def dropped(meta: dict) -> dict[str, int]:
+    return {reason: entry["documents"] for reason, entry in meta["dropped"].items()}
 
 
 def documents(tokens: np.ndarray, tokenizer_dir: Path) -> list[str]:
@@ -30,7 +36,7 @@ def documents(tokens: np.ndarray, tokenizer_dir: Path) -> list[str]:
 
 
 def test_every_document_is_in_one_split_and_decodes_to_its_text(corpus: Path, small_tokenizer: Path) -> None:
-    meta, train, held_out = read(prepare(str(corpus), small_tokenizer, progress=False))
+    meta, train, held_out = read(prepare(DataOptions(str(corpus)), small_tokenizer, progress=False))
     kept = {True: [], False: []}
     for path in sorted(corpus.rglob("*.py")):
         kept[is_held_out(path.parent.name)].append(path.read_text())
@@ -51,20 +57,10 @@ def test_drops_are_counted(corpus: Path, small_tokenizer: Path) -> None:
     (corpus / "project-02" / "broken.py").write_text("def f(:\n")
     (corpus / "project-02" / "latin.py").write_bytes(b"name = '\xe9'\n")
     (corpus / "project-02" / "huge.py").write_bytes(b"x = 1\n" * 300_000)
-    meta, _, _ = read(prepare(str(corpus), small_tokenizer, progress=False))
+    meta, _, _ = read(prepare(DataOptions(str(corpus)), small_tokenizer, progress=False))
     assert meta["read"]["documents"] == 204
-    assert meta["read"]["dropped"] == {"duplicate": 1, "does not parse": 1, "not UTF-8": 1, "larger than 1 MiB": 1}
+    assert dropped(meta) == {"duplicate": 1, "does not parse": 1, "not UTF-8": 1, "larger than 1 MiB": 1}
     assert "204 documents read, dropped: 1 duplicate" in describe(meta)
-
-
-def test_unreadable_files_are_counted(corpus: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Permissions do not stop root, so the failing read is simulated.
-    import llama_code.data.sources as sources
-
-    read_file = sources._read
-    monkeypatch.setattr(sources, "_read", lambda path: None if path.endswith("module_0.py") else read_file(path))
-    meta, _, _ = read(prepare(str(corpus), small_tokenizer, progress=False))
-    assert meta["read"]["dropped"] == {"unreadable": 40}
 
 
 def test_a_copy_of_the_standard_library_is_not_trained_on(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -75,25 +71,13 @@ def test_a_copy_of_the_standard_library_is_not_trained_on(tmp_path: Path, small_
     shutil.copy(ast.__file__, project / "copy_of_ast.py")
     (project / "own.py").write_text("def own():\n    return 'own'\n")
     assert not is_held_out("vendored")
-    meta, train, held_out = read(prepare(str(tmp_path), small_tokenizer, progress=False))
+    meta, train, held_out = read(prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False))
     assert documents(train, small_tokenizer) == ["def own():\n    return 'own'\n"]
-    assert meta["read"]["documents"] == 2 and meta["read"]["dropped"] == {"duplicate": 1}
+    assert meta["read"]["documents"] == 2 and dropped(meta) == {"duplicate": 1}
     # The source holds out nothing of its own, so the standard library is what it is measured on, and that is said.
     assert Path(ast.__file__).read_text() in documents(held_out, small_tokenizer)
     assert meta["held_out_source"] == "python-stdlib"
     assert "the held-out text is the standard library's" in describe(meta)
-
-
-def test_many_batches_keep_the_order(corpus: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import llama_code.data.prepare as module
-
-    whole = read(prepare(str(corpus), small_tokenizer, progress=False))
-    (corpus / "project-00" / "zzz_broken.py").write_text("def f(:\n")  # dropped, but it moves the batches' borders
-    monkeypatch.setattr(module, "BATCH_BYTES", 400)
-    pieces = read(prepare(str(corpus), small_tokenizer, progress=False))
-    assert (pieces[1] == whole[1]).all() and (pieces[2] == whole[2]).all()
-    assert pieces[0]["data_hash"] == whole[0]["data_hash"]
-    assert pieces[0]["read"] != whole[0]["read"]
 
 
 def test_the_key_covers_tokenizer_and_rules(
@@ -101,15 +85,15 @@ def test_the_key_covers_tokenizer_and_rules(
 ) -> None:
     import llama_code.data.prepare as module
 
-    first = prepare(str(corpus), small_tokenizer, progress=False)
+    first = prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
     other = tmp_path / "other"
     shutil.copytree(small_tokenizer, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].pop()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert prepare(str(corpus), other, progress=False) != first
+    assert prepare(DataOptions(str(corpus)), other, progress=False) != first
     monkeypatch.setattr(module, "RULES", module.RULES[1:])
-    assert prepare(str(corpus), small_tokenizer, progress=False) != first
+    assert prepare(DataOptions(str(corpus)), small_tokenizer, progress=False) != first
 
 
 def test_names_that_are_no_utf8(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -118,8 +102,8 @@ def test_names_that_are_no_utf8(tmp_path: Path, small_tokenizer: Path) -> None:
     with open(folder + b"/caf\xe9.py", "w") as file:
         file.write("x = 1\n")
     (tmp_path / "rows.jsonl").write_text('{"content": "y = 1\\n", "repo_name": "a\\ud800b"}\n')
-    meta, _, _ = read(prepare(str(tmp_path), small_tokenizer, progress=False))
-    assert meta["read"]["documents"] == 2 and not meta["read"]["dropped"]
+    meta, _, _ = read(prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False))
+    assert meta["read"]["documents"] == 2 and not dropped(meta)
 
 
 def test_a_project_that_is_held_out_alone(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -127,7 +111,7 @@ def test_a_project_that_is_held_out_alone(tmp_path: Path, small_tokenizer: Path)
     (tmp_path / "markupsafe").mkdir()
     (tmp_path / "markupsafe" / "a.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="leaves nothing to train on .*held out by their projects' names: 1"):
-        prepare(str(tmp_path), small_tokenizer, progress=False)
+        prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False)
 
 
 def test_a_cache_that_cannot_be_written(
@@ -138,10 +122,12 @@ def test_a_cache_that_cannot_be_written(
     with pytest.raises(
         UserError, match="prepared data cannot be written to .*; make room there or set LLAMA_CODE_CACHE"
     ):
-        prepare(str(corpus), small_tokenizer, progress=False)
+        prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
 
 
-def test_sigterm_leaves_no_process_and_no_folder(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
+def test_sigterm_leaves_no_process_and_nothing_that_looks_finished(
+    corpus: Path, small_tokenizer: Path, cache: Path
+) -> None:
     (corpus / "rows.jsonl").write_text('{"content": "x = 1\\n"}\n' * 400_000)
     command = [
         sys.executable,
@@ -159,18 +145,18 @@ def test_sigterm_leaves_no_process_and_no_folder(corpus: Path, small_tokenizer: 
     # Both pipes end only when no worker holds them any more.
     process.communicate(timeout=60)
     assert process.returncode == 128 + 15
-    assert not list((cache / "data").iterdir())
+    assert not (cache / "data").exists()
 
 
 def test_found_again_until_something_changes(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
-    first = prepare(str(corpus), small_tokenizer, progress=False)
+    first = prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
     made = (first / "train.bin").stat().st_mtime_ns
-    assert prepare(str(corpus), small_tokenizer, progress=False) == first
+    assert prepare(DataOptions(str(corpus)), small_tokenizer, progress=False) == first
     assert (first / "train.bin").stat().st_mtime_ns == made
     assert list((cache / "data").iterdir()) == [first]
     hashes = {json.loads((first / META_FILE).read_text())["data_hash"]}
     (corpus / "project-00" / "module_0.py").write_text("def changed():\n    return 1\n")
-    second = prepare(str(corpus), small_tokenizer, progress=False)
+    second = prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
     hashes.add(json.loads((second / META_FILE).read_text())["data_hash"])
     assert second != first and len(hashes) == 2
 
@@ -178,16 +164,16 @@ def test_found_again_until_something_changes(corpus: Path, small_tokenizer: Path
 def test_data_hash_depends_on_content_alone(corpus: Path, small_tokenizer: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(corpus, moved)
-    folders = [prepare(str(root), small_tokenizer, progress=False) for root in (corpus, moved)]
+    folders = [prepare(DataOptions(str(root)), small_tokenizer, progress=False) for root in (corpus, moved)]
     hashes = {json.loads((folder / META_FILE).read_text())["data_hash"] for folder in folders}
     assert len(set(folders)) == 2 and len(hashes) == 1
 
 
-def test_an_interrupted_preparation_is_not_found(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
-    (corpus / "rows.jsonl").write_text("no json\n")
-    with pytest.raises(UserError, match="line 1 of"):
-        prepare(str(corpus), small_tokenizer, progress=False)
-    assert list((cache / "data").iterdir()) == []
+def test_a_preparation_that_failed_is_not_found(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
+    (corpus / "rows.jsonl").write_text('{"body": ""}\n')
+    with pytest.raises(UserError, match="line 1 of .* has the columns 'body'"):
+        prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
+    assert not (cache / "data").exists()
 
 
 def test_text_of_special_tokens_is_text(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -195,14 +181,14 @@ def test_text_of_special_tokens_is_text(tmp_path: Path, small_tokenizer: Path) -
     root.mkdir(parents=True)
     text = "END = '<|endoftext|>'\nPAD = '<|pad|>'\n"
     (root / "special.py").write_text(text)
-    _, train, _ = read(prepare(str(root.parent), small_tokenizer, progress=False))
+    _, train, _ = read(prepare(DataOptions(str(root.parent)), small_tokenizer, progress=False))
     assert (train == 0).sum() == 1 and documents(train, small_tokenizer) == [text]
 
 
 def test_rows_without_projects_are_split_by_content(tmp_path: Path, small_tokenizer: Path) -> None:
     rows = [json.dumps({"content": f"value_{i} = {i}\n"}) for i in range(200)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    meta, train, held_out = read(prepare(str(tmp_path / "rows.jsonl"), small_tokenizer, progress=False))
+    meta, train, held_out = read(prepare(DataOptions(str(tmp_path / "rows.jsonl")), small_tokenizer, progress=False))
     assert meta["read"]["without_project"] == 200
     assert 0 < (held_out == 0).sum() < 30 and (train == 0).sum() + (held_out == 0).sum() == 200
     assert "200 documents name no project" in describe(meta)
@@ -212,12 +198,12 @@ def test_nothing_left_to_train_on(tmp_path: Path, small_tokenizer: Path) -> None
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "broken.py").write_text("def f(:\n")
     with pytest.raises(UserError, match="leaves nothing to train on .*1 does not parse.*; give more projects"):
-        prepare(str(tmp_path), small_tokenizer, progress=False)
+        prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False)
 
 
 def test_no_tokenizer(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no tokenizer.json; give a folder saved by transformers"):
-        prepare(str(corpus), tmp_path, progress=False)
+        prepare(DataOptions(str(corpus)), tmp_path, progress=False)
 
 
 def test_tokenizer_without_end_of_text(corpus: Path, tmp_path: Path, small_tokenizer: Path) -> None:
@@ -227,7 +213,7 @@ def test_tokenizer_without_end_of_text(corpus: Path, tmp_path: Path, small_token
     with pytest.raises(
         UserError, match="has the end-of-text token '<eos>', which is not in its vocabulary; set eos_token"
     ):
-        prepare(str(corpus), tmp_path / "tokenizer", progress=False)
+        prepare(DataOptions(str(corpus)), tmp_path / "tokenizer", progress=False)
 
 
 def test_command_starts_without_torch_and_prints_the_folder(corpus: Path, small_tokenizer: Path) -> None:

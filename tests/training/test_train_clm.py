@@ -158,7 +158,7 @@ def test_bad_input_is_one_sentence(
     (finished / "run.json").touch()
     (unfinished / "checkpoint-10").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "rows.jsonl").write_text('{"content": "x = 1"}\n{"body": 1}\n')
+    (tmp_path / "rows.jsonl").write_text('{"body": 1}\n')
     cases = {
         "--config 'm7' is neither a size": ["--config", "m7"],
         "--train_tokens 63 is less than one row of 64 tokens": ["--train_tokens", "63"],
@@ -185,7 +185,7 @@ def test_bad_input_is_one_sentence(
         assert stop.value.code == 2, message
         *progress, sentence = error.strip().split("\n")
         assert message in sentence and sentence.startswith("error: ") and "Traceback" not in error, error
-        assert all("preparing" in line for line in progress), error
+        assert all("screening" in line for line in progress), error
 
 
 @pytest.mark.parametrize("launcher", [[sys.executable], [sys.executable, "-m", "accelerate.commands.launch"]])

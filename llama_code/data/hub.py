@@ -1,0 +1,80 @@
+"""Data sets on the Hub, The Stack among them, streamed."""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow
+from huggingface_hub.errors import GatedRepoError, LocalTokenNotFoundError
+
+from llama_code.data.document import Document
+from llama_code.data.rows import Row, row_documents
+from llama_code.data.sources import SOURCE_FORMS, Source
+from llama_code.errors import UserError
+
+# Where the Python of data sets is that hold many languages.
+OPTIONS = {
+    "bigcode/the-stack-v2": {"name": "Python"},
+    "bigcode/the-stack-v2-dedup": {"name": "Python"},
+    "bigcode/the-stack": {"data_dir": "data/python"},
+    "bigcode/the-stack-dedup": {"data_dir": "data/python"},
+    "bigcode/the-stack-smol": {"data_dir": "data/python"},
+}
+# What a stream raises once its own retries are used up.
+FAILURES = (OSError, RuntimeError, pyarrow.ArrowException)
+
+
+def hub_data_set(spec: str, off: frozenset[str]) -> Source:
+    """Return the rows of the split "train" of a Hub data set, at the revision that it has now.
+
+    Raises:
+        UserError: it cannot be opened: not there, or gated and its terms not accepted.
+    """
+    try:
+        huggingface_hub.auth_check(spec, repo_type="dataset")
+        revision = huggingface_hub.HfApi().dataset_info(spec).sha
+        rows = datasets.load_dataset(spec, split="train", streaming=True, revision=revision, **OPTIONS.get(spec, {}))
+    except (GatedRepoError, LocalTokenNotFoundError) as error:
+        raise UserError(
+            f"--dataset {spec!r} is gated on the Hub and not open to this login; accept its terms at "
+            f"https://huggingface.co/datasets/{spec}, then run `hf auth login` or set HF_TOKEN"
+        ) from error
+    except (*FAILURES, ValueError) as error:
+        raise UserError(
+            f"--dataset {spec!r} is no path on this machine and could not be opened on the Hub ({_reason(error)}); "
+            f"give {SOURCE_FORMS}"
+        ) from error
+    fingerprint = sha256(json.dumps([spec, revision]).encode()).hexdigest()
+    return Source(spec, fingerprint, shards_of(rows, spec, off))
+
+
+def shards_of(rows: datasets.IterableDataset, name: str, off: frozenset[str]) -> tuple[Any, ...]:
+    """Return a streamed data set's files as shards; `name` stands in messages."""
+    return tuple(
+        functools.partial(_shard_documents, rows.shard(rows.num_shards, i), f"file {i + 1} of {name!r}", off)
+        for i in range(rows.num_shards)
+    )
+
+
+def _shard_documents(rows: Iterable[Any], name: str, off: frozenset[str]) -> Iterator[Document]:
+    return row_documents(_numbered(rows, name), off)
+
+
+def _numbered(rows: Iterable[Any], name: str) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"row {number} of {name}", row
+    except FAILURES as error:
+        raise UserError(
+            f"--dataset: {name} could not be read on after row {number} ({_reason(error)}); run the same command "
+            "again to go on"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
