@@ -65,7 +65,7 @@ def stack(server: S3Server, tmp_path: Path) -> Path:
         row(server, paths[10], "a/no-license", license_type="no_license"),
         row(server, paths[10], "a/vendor", is_vendor=True),
         row(server, paths[11], "a/utf-16", src_encoding="UTF-16"),
-        row(server, paths[0], "a/copy"),
+        row(server, paths[8], "a/copy"),  # in the same file of rows: two processes may fetch an object side by side
     ]
     missing = row(server, paths[0], "a/missing")
     missing["blob_id"] = "0" * 40
