@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import llama_code.modeling  # noqa: F401  (registers the models)
-from llama_code.data.options import DataOptions, written
+from llama_code.data.options import written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
 from llama_code.training.arguments import Run, parse_run
@@ -38,6 +38,7 @@ from llama_code.training.run_record import (
     versions,
     write_json,
 )
+from llama_code.training.stream import SaveStream, StreamedData, StreamedRows, streamed_data
 from llama_code.training.throughput import device_name, flops_per_token, peak_flops
 from llama_code.training.trainer import CodeTrainer
 
@@ -61,12 +62,15 @@ def main() -> None:
     set_seed(arguments.seed)
     model = build_model(run)
     with arguments.main_process_first(desc="data preparation"):
-        data = prepared_data(run.arguments, tokenizer, run.row_length)
+        data = streamed_data(run, tokenizer) if run.arguments.streaming else prepared_data(run, tokenizer)
 
     num_parameters = model.num_parameters()
     flops = flops_per_token(run.config, num_parameters, run.row_length)
     peak, peak_source = peak_flops(arguments.device)
-    rows = RunRows(data.train, run.arguments.train_tokens, arguments.seed)
+    if isinstance(data, StreamedData):
+        rows: RunRows | StreamedRows = data.train
+    else:
+        rows = RunRows(data.train, run.arguments.train_tokens, arguments.seed)
     trainer = CodeTrainer(
         model=model,
         args=arguments,
@@ -77,6 +81,8 @@ def main() -> None:
         peak_flops=peak,
         processing_class=tokenizer,
     )
+    if isinstance(rows, StreamedRows):
+        trainer.add_callback(SaveStream(trainer, rows, run.plan.batch_rows))
     log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
 
     start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
@@ -98,6 +104,7 @@ def main() -> None:
         "size": run.size,
         "num_parameters": num_parameters,
         "dataset": run.arguments.dataset,
+        "streaming": run.arguments.streaming,
         "data_hash": data.meta["data_hash"],
         "tokens": tokens,
         "passes_over_data": rows.num_passes,
@@ -154,15 +161,15 @@ def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedToke
     return tokenizer
 
 
-def prepared_data(options: DataOptions, tokenizer: PreTrainedTokenizerBase, row_length: int) -> PreparedData:
+def prepared_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     """Prepare the data set in a process of its own, whose workers do not hold torch, or find it prepared."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         command = [sys.executable, "-m", "llama_code.data.prepare", "--tokenizer", folder]
-        result = subprocess.run(command + written(options), stdout=subprocess.PIPE, text=True)
+        result = subprocess.run(command + written(run.arguments), stdout=subprocess.PIPE, text=True)
     if result.returncode:
         sys.exit(result.returncode)  # it has said why
-    return open_prepared(Path(result.stdout.strip()), row_length)
+    return open_prepared(Path(result.stdout.strip()), run.row_length)
 
 
 def recipe_record(run: Run) -> dict:
@@ -182,7 +189,7 @@ def recipe_record(run: Run) -> dict:
     }
 
 
-def log_plan(run: Run, num_parameters: int, rows: RunRows, device: str, peak: str) -> None:
+def log_plan(run: Run, num_parameters: int, rows: RunRows | StreamedRows, device: str, peak: str) -> None:
     """Say what is about to happen, and what was decided without being asked."""
     arguments, plan = run.training_arguments, run.plan
     logger.info(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from llama_code.data.document import digest
+from llama_code.data.fast_encoding import EncodeBatch
 from llama_code.data.fim import FimTokens, encode_documents
 from llama_code.errors import UserError
 
@@ -75,7 +76,8 @@ def encode(
     screened: Path,
     kept: np.ndarray,
     target: Path,
-    tokenizer: Tokenizer,
+    encode_batch: EncodeBatch,
+    dtype: np.dtype,
     end_of_text: int,
     fim_rate: float,
     fim_tokens: FimTokens | None,
@@ -86,14 +88,14 @@ def encode(
         screened: what the first stage wrote for the shard.
         kept: which of its documents stay, `(num_documents,)`, bool.
         target: the folder; it is there when it is whole.
-        tokenizer: as `load_tokenizer` gives it.
+        encode_batch: see `batch_encoder`.
+        dtype: of token ids in files.
         end_of_text: the token that begins each document.
         fim_rate: share of the training documents that are cut to be filled in the middle.
         fim_tokens: that mark their parts; None for a rate of 0.
     """
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     unfinished.mkdir()
-    dtype = token_dtype(tokenizer.get_vocab_size())
     totals = {name: Totals() for name in SPLITS}
     files = {name: open(unfinished / f"{name}.bin", "wb") for name in SPLITS}
     document = 0
@@ -108,7 +110,7 @@ def encode(
             digests = [digest(row["text"].encode()) for row in own]
             rate = fim_rate if name == "train" else 0.0
             texts = [row["text"] for row in own]
-            ids = np.array(encode_documents(tokenizer, texts, digests, end_of_text, rate, tokens=fim_tokens), dtype)
+            ids = np.array(encode_documents(encode_batch, texts, digests, end_of_text, rate, tokens=fim_tokens), dtype)
             files[name].write(ids.tobytes())
             # the text of a special token is text: the token itself begins documents, and nothing else
             num_tokens = np.diff(np.flatnonzero(ids == end_of_text), append=len(ids))

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from llama_code.data.fast_encoding import EncodeBatch
 from llama_code.errors import UserError
 
 NAMES = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -79,7 +80,7 @@ def fim_pieces(text: str, digest: bytes, rate: float, seed: int, tokens: FimToke
 
 
 def encode_documents(
-    tokenizer: Tokenizer,
+    encode_batch: EncodeBatch,
     texts: Sequence[str],
     digests: Iterable[bytes],
     end_of_text: int,
@@ -90,7 +91,7 @@ def encode_documents(
     """Return the token ids of documents in a row, with an end-of-text token before each.
 
     Args:
-        tokenizer: set to treat special tokens in a text as text.
+        encode_batch: see `batch_encoder`.
         texts: the documents.
         digests: their digests.
         end_of_text: the id.
@@ -111,13 +112,13 @@ def encode_documents(
         else:
             pieces.append(text)
     batch = [piece for piece in pieces if isinstance(piece, str)]
-    encodings = iter(tokenizer.encode_batch_fast(batch, add_special_tokens=False))
+    encoded = iter(encode_batch(batch))
     ids: list[int] = []
     for piece in pieces:
         if isinstance(piece, int):
             ids.append(piece)
         else:
-            ids.extend(next(encodings).ids)
+            ids.extend(next(encoded))
     return ids
 
 

@@ -135,13 +135,13 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _run(plan: Plan, num_bytes: int | None, progress: bool) -> None:
     """Do all stages in processes of this machine; what an earlier run has done is not done again."""
-    _in_parallel(stages.screen_task, plan, range(plan.num_shards), "screening", num_bytes, progress)
+    in_parallel(stages.screen_task, plan, range(plan.num_shards), "screening", num_bytes, progress)
     stages.select_task(plan)
-    _in_parallel(stages.encode_task, plan, range(plan.num_shards), "encoding", None, progress)
+    in_parallel(stages.encode_task, plan, range(plan.num_shards), "encoding", None, progress)
     finish(plan)
 
 
-def _in_parallel(
+def in_parallel(
     task: Callable[..., None], plan: Plan, shards: range, what: str, num_bytes: int | None, progress: bool
 ) -> None:
     context = multiprocessing.get_context("spawn")

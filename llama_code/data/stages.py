@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from llama_code.data import encode, screen, select
 from llama_code.data.benchmark_texts import Texts, benchmark_texts
 from llama_code.data.decontaminate import BenchmarkIndex
+from llama_code.data.fast_encoding import EncodeBatch, batch_encoder
 from llama_code.data.files import standard_library
-from llama_code.data.fim import FimTokens, fim_tokens
+from llama_code.data.fim import fim_tokens
 from llama_code.data.options import DataOptions
 from llama_code.data.sources import Shard, open_source
 from llama_code.errors import UserError
@@ -121,10 +122,10 @@ def encode_task(plan: Plan, shard: int, on_bytes: Callable[[int], object] = lamb
     size = pq.read_metadata(plan.screened(shard)).num_rows
     kept = np.load(plan.kept, mmap_mode="r")[first : first + size]
     tokenizer, end_of_text = _tokenizer(plan)
+    dtype = encode.token_dtype(tokenizer.get_vocab_size())
     rate = plan.data_options.fim_rate
-    encode.encode(
-        plan.screened(shard), kept, target, tokenizer, end_of_text, rate, _fim_tokens(plan) if rate else None
-    )
+    tokens = fim_tokens(tokenizer) if rate else None
+    encode.encode(plan.screened(shard), kept, target, _encode_batch(plan), dtype, end_of_text, rate, tokens)
 
 
 @functools.cache
@@ -158,5 +159,5 @@ def _tokenizer(plan: Plan) -> tuple[Tokenizer, int]:
 
 
 @functools.cache
-def _fim_tokens(plan: Plan) -> FimTokens:
-    return fim_tokens(_tokenizer(plan)[0])
+def _encode_batch(plan: Plan) -> EncodeBatch:
+    return batch_encoder(_tokenizer(plan)[0])

@@ -68,6 +68,10 @@ class RunArguments(DataOptions):
     micro_batch_rows: int | None = field(
         default=None, metadata={"help": "Most rows of one forward pass on a GPU; on a CPU it is one."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read, filter and encode the data while training: for a source too large to prepare."},
+    )
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,11 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     if values["learning_rate"] is None:
         raise UserError(
             f"--config {arguments.config!r} has no learning_rate in its train.yaml; add it or give --learning_rate"
+        )
+    if arguments.streaming and values["dataloader_num_workers"]:
+        raise UserError(
+            f"--dataloader_num_workers {values['dataloader_num_workers']} contradicts --streaming, which reads in the "
+            "training process, where its state is saved; leave it out"
         )
     if arguments.eval_rows < 1:
         raise UserError(f"--eval_rows {arguments.eval_rows} is not positive; ask for 1 or more")
@@ -197,6 +206,7 @@ def _decide(
     values["output_dir"] = values["output_dir"] or f"runs/{size}"
     values["bf16"] = (on_gpu and torch.cuda.is_bf16_supported()) if values["bf16"] is None else values["bf16"]
     values["num_train_epochs"] = 1
+    values["ignore_data_skip"] |= arguments.streaming  # a stream's state is restored, not walked to
     if values["lr_scheduler_kwargs"] is None and values["lr_scheduler_type"] == DEFAULTS["lr_scheduler_type"]:
         values["lr_scheduler_kwargs"] = {"min_lr_rate": MIN_LR_RATE}
     # These are decided below, once the number of devices and with it the plan is known.

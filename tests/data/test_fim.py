@@ -1,6 +1,7 @@
 """Fill-in-the-middle: nothing of a document is lost, and its own content alone decides how it is cut."""
 
 import ast
+import functools
 import random
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from llama_code.data.document import digest
+from llama_code.data.fast_encoding import batch_encoder
 from llama_code.data.fim import FimTokens, check_rate, encode_documents, fim_pieces, fim_tokens, undo
 from llama_code.errors import UserError
 from llama_code.evaluation.fim import TOKENS, infilling_prompt
 from llama_code.evaluation.vocabulary import Vocabulary
 
+encoder = functools.cache(batch_encoder)  # building one takes half a second
 OWN_TOKENIZER = Path(__file__).parents[2] / "tokenizer"
 TEXTS = [
     "",
@@ -44,7 +47,7 @@ def tokens(tokenizer: Tokenizer) -> FimTokens:
 
 
 def encode_one(tokenizer: Tokenizer, text: str, rate: float, seed: int, tokens: FimTokens) -> list[int]:
-    return encode_documents(tokenizer, [text], [digest(text.encode())], 0, rate, seed, tokens)
+    return encode_documents(encoder(tokenizer), [text], [digest(text.encode())], 0, rate, seed, tokens)
 
 
 def test_tokens_are_those_that_evaluation_uses(tokenizer: Tokenizer, tokens: FimTokens) -> None:
@@ -107,9 +110,9 @@ def test_rate_zero_is_plain_encoding(tokenizer: Tokenizer) -> None:
     for encoding in tokenizer.encode_batch_fast(TEXTS, add_special_tokens=False):
         expected += [7, *encoding.ids]
     digests = [digest(text.encode()) for text in TEXTS]
-    assert encode_documents(tokenizer, TEXTS, digests, 7) == expected
-    assert encode_documents(tokenizer, TEXTS, digests, 7, 0.0, 5, fim_tokens(tokenizer)) == expected
-    assert encode_documents(tokenizer, [], [], 7) == []
+    assert encode_documents(encoder(tokenizer), TEXTS, digests, 7) == expected
+    assert encode_documents(encoder(tokenizer), TEXTS, digests, 7, 0.0, 5, fim_tokens(tokenizer)) == expected
+    assert encode_documents(encoder(tokenizer), [], [], 7) == []
 
 
 def test_rate_order_and_cuts_are_drawn_uniformly(tokens: FimTokens) -> None:
@@ -133,7 +136,7 @@ def test_neither_place_nor_batch_matters(tokenizer: Tokenizer, tokens: FimTokens
     order = list(range(len(texts)))
     random.Random(0).shuffle(order)
     digests = [digest(texts[i].encode()) for i in order]
-    together = encode_documents(tokenizer, [texts[i] for i in order], digests, 0, 0.5, 3, tokens)
+    together = encode_documents(encoder(tokenizer), [texts[i] for i in order], digests, 0, 0.5, 3, tokens)
     assert together == [token for i in order for token in alone[i]]
 
 
