@@ -6,6 +6,7 @@ lost a machine is finished by the same command, and the corpus is the same byte 
 
 import argparse
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from llama_code.data import stages
 from llama_code.data.finish import META_FILE, finish
 from llama_code.data.options import DataOptions, add_options
-from llama_code.data.prepare import begin, make_plan
+from llama_code.data.prepare import begin, make_plan, writing
 from llama_code.data.stages import Plan
 from llama_code.errors import UserError, run_script
 
@@ -63,6 +64,8 @@ def run(plan: Plan, executor: str, num_workers: int, settings: dict[str, Any]) -
     """
     from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
+    # our own results tell what is done: datatrove's marks would outlive them
+    settings = {**settings, "skip_completed": False}
     kinds = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
     jobs: list[Any] = []
     for name, stage, num_tasks in pipelines(plan):
@@ -76,7 +79,7 @@ def run(plan: Plan, executor: str, num_workers: int, settings: dict[str, Any]) -
 
 
 def main() -> None:
-    """Prepare a source on several machines, and print the folder that holds it when that is done."""
+    """Prepare a source by a cluster and print the folder that holds it, or will when Slurm has run its jobs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder with tokenizer.json")
     parser.add_argument("--executor", required=True, choices=EXECUTORS)
@@ -87,16 +90,22 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     tokenizer, executor, num_workers = (arguments.pop(name) for name in ("tokenizer", "executor", "workers"))
     settings = {name: arguments.pop(name) for name in ("partition", "time")}
-    if (executor == "slurm") != all(settings.values()):
+    given = [value is not None for value in settings.values()]
+    if (not all(given)) if executor == "slurm" else any(given):
         raise UserError(
             f"--executor {executor} is given with --partition {settings['partition']} and --time {settings['time']}, "
             "which slurm needs and the others do not take; give both or leave them out"
         )
+    if num_workers < 1:
+        raise UserError(f"--workers is {num_workers} and must be at least 1; give how many tasks are done at once")
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("--executor slurm needs sbatch, which is not on this machine; run it where jobs are submitted")
     plan, _ = make_plan(DataOptions(**arguments), tokenizer)
-    if not Path(plan.final, META_FILE).exists():
-        begin(plan, tokenizer)
-        more = {**settings, "venv_path": os.environ.get("VIRTUAL_ENV")} if executor == "slurm" else {}
-        run(plan, executor, num_workers, more)
+    more = {**settings, "venv_path": os.environ.get("VIRTUAL_ENV")} if executor == "slurm" else {}
+    with writing(plan):
+        if not Path(plan.final, META_FILE).exists():
+            begin(plan, tokenizer)
+            run(plan, executor, num_workers, more)
     print(plan.final)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from llama_code.data.dedup import SeenDigests
-from llama_code.data.document import Document, digest, normalize
+from llama_code.data.document import digest, normalize
 from llama_code.data.files import standard_library
 from llama_code.data.filters import filter_document
 from llama_code.data.sources import Source, open_source
@@ -35,20 +35,27 @@ class Candidate(NamedTuple):
 def distinct_documents(source: Source) -> Iterator[Candidate]:
     """Yield each distinct document of `source` once, with its split.
 
-    A content is yielded once, in one split, and copies of the standard library, which always is held out, are dropped:
-    nothing held out is trained on under another name. A source that holds out nothing (few projects, none drawn) gets
-    the standard library at its end.
+    Of equal documents of a split the first is yielded, and no training document that is equal to one held out before
+    it; copies of the standard library, which always is held out, are dropped. A source that holds out nothing (few
+    projects, none drawn) gets the standard library at its end.
     """
-    seen = SeenDigests()
+    seen_held_out, seen = SeenDigests(), SeenDigests()
     library = [] if STANDARD_LIBRARY in source.packages else _library_contents()
     for _, content in library:
+        seen_held_out.add(digest(content))
         seen.add(digest(content))
     holds_out = False
     for document in source.documents():
-        candidate = _first_copy(document, seen)
-        if candidate:
-            holds_out |= candidate.is_held_out
-            yield candidate
+        if document.content is None:
+            continue
+        content = normalize(document.content)
+        content_digest = digest(content)
+        # A row that names no repository is a project of its own, told apart by its content.
+        held_out = is_held_out(document.project or content_digest.hex())
+        is_new = seen.add(content_digest)
+        if seen_held_out.add(content_digest) if held_out else is_new:
+            holds_out |= held_out
+            yield Candidate(held_out, document.path, content)
     if not holds_out:
         for path, content in library:
             yield Candidate(True, path, content, is_lent=True)
@@ -58,17 +65,6 @@ def _library_contents() -> list[tuple[str, bytes]]:
     """Path and distinct content of the standard library's files; some 12 MB, whatever the corpus."""
     contents = {normalize(document.content or b""): document.path for document in standard_library().documents()}
     return [(path, content) for content, path in contents.items()]
-
-
-def _first_copy(document: Document, seen: SeenDigests) -> Candidate | None:
-    if document.content is None:
-        return None
-    content = normalize(document.content)
-    content_digest = digest(content)
-    if not seen.add(content_digest):
-        return None
-    # A row that names no repository is a project of its own, told apart by its content.
-    return Candidate(is_held_out(document.project or content_digest.hex()), document.path, content)
 
 
 def training_texts(spec: str) -> Iterator[str]:

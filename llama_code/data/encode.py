@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ from llama_code.data.fim import FimTokens, encode_documents
 from llama_code.errors import UserError
 
 SPLITS = ("train", "held_out")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NUM_PROJECTS = 20
 
 
@@ -41,6 +44,18 @@ class Totals:
     licenses: dict[str, int] = field(default_factory=dict)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"tokenizer {str(path.parent)!r} has no {path.name}; give a folder saved by transformers")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is no JSON ({error}); give a folder saved by transformers") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{str(path)!r} is a JSON {type(value).__name__}; give a folder saved by transformers")
+    return value
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest unsigned integer type that holds every token id of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -52,24 +67,21 @@ def load_tokenizer(tokenizer_dir: Path) -> tuple[Tokenizer, int]:
     Raises:
         UserError: the folder holds no such tokenizer.
     """
-    file = tokenizer_dir / "tokenizer.json"
-    if not file.exists():
-        raise UserError(f"tokenizer {str(tokenizer_dir)!r} has no tokenizer.json; give a folder saved by transformers")
-    tokenizer = Tokenizer.from_file(str(file))
+    parts, config = (_read_json(tokenizer_dir / name) for name in TOKENIZER_FILES)
+    tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text())
     end_of_text = config.get("eos_token")
     if isinstance(end_of_text, dict):
         end_of_text = end_of_text["content"]
-    end_of_text_id = tokenizer.token_to_id(end_of_text) if end_of_text else None
-    if end_of_text_id is None:
+    special = {token["content"]: token["id"] for token in parts.get("added_tokens", ()) if token["special"]}
+    if end_of_text not in special:
         raise UserError(
-            f"tokenizer {str(tokenizer_dir)!r} has the end-of-text token {end_of_text!r}, which is not in its "
-            "vocabulary; set eos_token in its tokenizer_config.json"
+            f"tokenizer {str(tokenizer_dir)!r} has the end-of-text token {end_of_text!r}, which is no special "
+            "token of its vocabulary; set eos_token in its tokenizer_config.json"
         )
-    return tokenizer, end_of_text_id
+    return tokenizer, special[end_of_text]
 
 
 def encode(
@@ -94,13 +106,15 @@ def encode(
         fim_rate: share of the training documents that are cut to be filled in the middle.
         fim_tokens: that mark their parts; None for a rate of 0.
     """
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     unfinished.mkdir()
     totals = {name: Totals() for name in SPLITS}
     files = {name: open(unfinished / f"{name}.bin", "wb") for name in SPLITS}
     document = 0
     columns = ["project", "license", "text", "is_held_out"]
-    for group in pq.ParquetFile(screened).iter_batches(256, columns=columns):
+    file_of_texts = pq.ParquetFile(screened)
+    for number in range(file_of_texts.num_row_groups):  # each a few megabytes
+        group = file_of_texts.read_row_group(number, columns)
         rows = [
             row for row, stays in zip(group.to_pylist(), kept[document : document + len(group)], strict=True) if stays
         ]
@@ -118,7 +132,12 @@ def encode(
     for file in files.values():
         file.close()
     (unfinished / "totals.json").write_text(json.dumps({name: vars(total) for name, total in totals.items()}))
-    os.replace(unfinished, target)
+    try:
+        os.replace(unfinished, target)
+    except OSError:
+        if not target.exists():
+            raise
+        shutil.rmtree(unfinished)  # another process was faster, and has made the same
 
 
 def _add(total: Totals, rows: Sequence[dict], digests: Sequence[bytes], num_tokens: Sequence[int]) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_code.data.document import Document
-from llama_code.data.filters import MAX_BYTES
-from llama_code.data.rows import DATA_SUFFIXES, data_file_documents
+from llama_code.data.rows import DATA_SUFFIXES, check_data_file, data_file_documents
 from llama_code.data.sources import SOURCE_FORMS, Shard, Source
 from llama_code.data.split import STANDARD_LIBRARY
 from llama_code.errors import UserError
@@ -24,6 +23,7 @@ TEST_FOLDERS = {"test", "tests", "idle_test"}
 OWN_DISTRIBUTION = "llama-code"
 # Files of source code are read together up to this size; a data file is a shard of its own.
 SHARD_BYTES = 2**24
+MAX_READ_BYTES = 2**26
 
 
 def standard_library() -> Source:
@@ -38,7 +38,7 @@ def local_python() -> Source:
     library = standard_library()
     files: list[tuple[str, str]] = []
     packages = {STANDARD_LIBRARY: ".".join(map(str, sys.version_info[:3]))}
-    for distribution in sorted(importlib.metadata.distributions(), key=_canonical_name):
+    for distribution in sorted(filter(_is_whole, importlib.metadata.distributions()), key=_canonical_name):
         name = _canonical_name(distribution)
         # Our own editable install holds a path of this machine: the corpus would differ from clone to clone.
         if name in packages or name == OWN_DISTRIBUTION:
@@ -58,6 +58,11 @@ def local_python() -> Source:
         (library.num_bytes or 0) + (installed.num_bytes or 0),
         packages,
     )
+
+
+def _is_whole(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether it has its METADATA: what pip leaves of an installation that broke off has not."""
+    return distribution.metadata is not None and "Name" in distribution.metadata
 
 
 def _canonical_name(distribution: importlib.metadata.Distribution) -> str:
@@ -85,10 +90,11 @@ def data_file(path: Path, off: frozenset[str]) -> Source:
     """Return the rows of a data file.
 
     Raises:
-        UserError: it is of another kind.
+        UserError: it is of another kind, or its first row has no text.
     """
     if not path.name.endswith(DATA_SUFFIXES):
         raise UserError(f"--dataset {str(path)!r} is a file of an unknown kind; give {SOURCE_FORMS}")
+    check_data_file(path)
     return _file_source(str(path), [("", str(path))], None, off)
 
 
@@ -162,7 +168,10 @@ def _shards(files: list[tuple[str, str]], root: Path | None, off: frozenset[str]
 
 def _read_files(files: list[tuple[str, str]], root: Path | None) -> Iterator[Document]:
     for project, path in files:
-        yield Document(project, _relative(path, root), _read(path))
+        if os.path.isfile(path) and os.path.getsize(path) > MAX_READ_BYTES:
+            yield Document(project, _relative(path, root), None, problem="larger than 64 MiB")
+        else:
+            yield Document(project, _relative(path, root), _read(path))
 
 
 def _relative(path: str, root: Path | None) -> str:
@@ -179,7 +188,7 @@ def _relative(path: str, root: Path | None) -> str:
 def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)  # one more than the filters allow: enough for them to say so
+            return file.read()
     except OSError:
         return None
 

@@ -6,6 +6,7 @@ import platform
 import random
 import shlex
 import shutil
+import uuid
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llama_code.data.options import written
 from llama_code.data.screen import Counts, read_counts
 from llama_code.data.select import PAIRS_FILE
 from llama_code.data.split import STANDARD_LIBRARY
-from llama_code.data.stages import Plan, holds_out
+from llama_code.data.stages import Plan, check_unchanged, holds_out
 from llama_code.errors import UserError
 
 META_FILE = "meta.json"
@@ -31,10 +32,10 @@ def finish(plan: Plan) -> None:
     """Join the shards, describe them, and move the corpus to where it is found.
 
     Raises:
-        UserError: there is nothing to train on.
+        UserError: there is nothing to train on, or the source is not what it was at the start.
     """
-    folder = Path(plan.work, "finished")
-    shutil.rmtree(folder, ignore_errors=True)
+    check_unchanged(plan)
+    folder = Path(plan.work, f"finished.{uuid.uuid4().hex}")
     folder.mkdir()
     name = plan.data_options.dataset
     counts = Counts()

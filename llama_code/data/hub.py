@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pyarrow
-from huggingface_hub.errors import GatedRepoError, LocalTokenNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNotFoundError
 
 from llama_code.data.document import Document
-from llama_code.data.rows import Row, row_documents
+from llama_code.data.rows import Row, check_columns, row_documents
 from llama_code.data.sources import SOURCE_FORMS, Source
 from llama_code.errors import UserError
 
@@ -24,15 +24,17 @@ OPTIONS = {
     "bigcode/the-stack-dedup": {"data_dir": "data/python"},
     "bigcode/the-stack-smol": {"data_dir": "data/python"},
 }
+# That of huggingface_hub's HTTP library, which is another one in other versions.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore[assignment]
 # What a stream raises once its own retries are used up.
-FAILURES = (OSError, RuntimeError, pyarrow.ArrowException)
+FAILURES = (HTTP_ERROR, OSError, RuntimeError, pyarrow.ArrowException)
 
 
 def hub_data_set(spec: str, off: frozenset[str]) -> Source:
     """Return the rows of the split "train" of a Hub data set, at the revision that it has now.
 
     Raises:
-        UserError: it cannot be opened: not there, or gated and its terms not accepted.
+        UserError: it cannot be opened (not there, or gated and its terms not accepted), or has no text.
     """
     try:
         huggingface_hub.auth_check(spec, repo_type="dataset")
@@ -48,6 +50,8 @@ def hub_data_set(spec: str, off: frozenset[str]) -> Source:
             f"--dataset {spec!r} is no path on this machine and could not be opened on the Hub ({_reason(error)}); "
             f"give {SOURCE_FORMS}"
         ) from error
+    if rows.column_names is not None:
+        check_columns(f"--dataset {spec!r}", dict.fromkeys(rows.column_names))
     fingerprint = sha256(json.dumps([spec, revision]).encode()).hexdigest()
     return Source(spec, fingerprint, shards_of(rows, spec, off))
 

@@ -20,6 +20,8 @@ NUM_BANDS = 32
 THRESHOLD = 0.7
 # The estimate of a short document's similarity is coarse, and boilerplate is all that it has.
 MIN_RUNS = 10
+# Boilerplate puts many unlike documents in one bucket; each is compared with the first ones of each of its 32 buckets.
+MAX_BUCKET = 64
 _SEED = 1
 
 
@@ -74,7 +76,8 @@ def near_duplicates(table: np.ndarray, kept: np.ndarray) -> dict[int, int]:
                     duplicates[document] = candidates[best]
                     continue
         for bucket in buckets:
-            members[bucket].append(document)
+            if len(members[bucket]) < MAX_BUCKET:
+                members[bucket].append(document)
     return duplicates
 
 

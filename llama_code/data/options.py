@@ -29,7 +29,7 @@ class DataOptions:
     decontaminate: bool = field(
         default=True, metadata={"help": "drop training documents that hold problems of HumanEval, or of benchmark_dir"}
     )
-    contaminated_by: str | None = field(
+    benchmark_dir: str | None = field(
         default=None, metadata={"help": "folder with the files of MBPP and APPS, to drop documents that hold these"}
     )
     redact: bool = field(default=False, metadata={"help": "put placeholders for e-mail and IP addresses and keys"})
@@ -50,6 +50,11 @@ def check_options(options: DataOptions) -> None:
             raise UserError(
                 f"--filters_off {name!r} is no filter that can be switched off; known are {', '.join(known)}"
             )
+    if options.benchmark_dir is not None and not options.decontaminate:
+        raise UserError(
+            f"--benchmark_dir is {options.benchmark_dir!r} beside --decontaminate false, where it has no use; leave "
+            "one of them out"
+        )
     check_rate(options.fim_rate)
 
 

@@ -8,14 +8,15 @@ import json
 import multiprocessing
 import os
 import platform
+import queue
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 
 from llama_code.data import stages
 from llama_code.data.cache import cache_dir
-from llama_code.data.encode import load_tokenizer
+from llama_code.data.encode import TOKENIZER_FILES, load_tokenizer
 from llama_code.data.files import standard_library
 from llama_code.data.fim import fim_tokens
 from llama_code.data.finish import META_FILE, finish
@@ -61,20 +62,29 @@ def prepare(options: DataOptions, tokenizer_dir: Path, progress: bool = True) ->
         UserError: the source cannot be read, nothing of it is left to train on, or the cache cannot be written.
     """
     plan, num_bytes = make_plan(options, tokenizer_dir)
-    final = Path(plan.final)
+    with writing(plan):
+        if not Path(plan.final, META_FILE).exists():
+            begin(plan, tokenizer_dir)
+            _run(plan, num_bytes, progress)
+    return Path(plan.final)
+
+
+@contextmanager
+def writing(plan: Plan) -> Iterator[None]:
+    """Wait until no other process of this machine prepares the same data, and name what cannot be written.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
     try:
-        if not (final / META_FILE).exists():
-            Path(plan.work).parent.mkdir(parents=True, exist_ok=True)
-            with _alone(Path(f"{plan.work}.lock")):
-                if not (final / META_FILE).exists():
-                    begin(plan, tokenizer_dir)
-                    _run(plan, num_bytes, progress)
+        Path(plan.work).parent.mkdir(parents=True, exist_ok=True)
+        with _alone(Path(f"{plan.work}.lock")):
+            yield
     except OSError as error:
         raise UserError(
             f"prepared data cannot be written to {str(cache_dir())!r} ({error.strerror or error}); make room there or "
             "set LLAMA_CODE_CACHE to another folder"
         ) from error
-    return final
 
 
 def make_plan(options: DataOptions, tokenizer_dir: Path) -> tuple[Plan, int | None]:
@@ -109,7 +119,10 @@ def make_plan(options: DataOptions, tokenizer_dir: Path) -> tuple[Plan, int | No
 
 def begin(plan: Plan, tokenizer_dir: Path) -> None:
     """Make the folder of what is not finished, with the tokenizer, which the caller may remove meanwhile."""
-    shutil.copytree(tokenizer_dir, Path(plan.work, "tokenizer"), dirs_exist_ok=True)
+    folder = Path(plan.work, "tokenizer")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        shutil.copy(tokenizer_dir / name, folder)
 
 
 def _config(tokenizer_dir: Path) -> str:
@@ -154,14 +167,16 @@ def in_parallel(
         tqdm(desc=f"{what} {plan.data_options.dataset}", disable=not progress, **unit) as bar,
         ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(read,)) as pool,
     ):
-        waiting: set[Future[None]] = {pool.submit(_do, task, plan, shard) for shard in shards}
+        finished: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
+        for shard in shards:
+            pool.submit(_do, task, plan, shard).add_done_callback(finished.put)
         try:
-            while waiting:
-                finished = _first_finished(waiting)
-                for future in finished:
-                    future.result()
-                waiting -= finished
-                bar.update(read.value - bar.n if num_bytes else len(finished))
+            num_left = len(shards)
+            while num_left:
+                with suppress(queue.Empty):
+                    finished.get(timeout=0.2).result()
+                    num_left -= 1
+                bar.update(read.value - bar.n if num_bytes else len(shards) - num_left - bar.n)
         except BrokenProcessPool as error:
             raise UserError(
                 f"a worker was killed while {what} {plan.data_options.dataset!r}, perhaps for want of memory; what is "
@@ -169,16 +184,6 @@ def in_parallel(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _first_finished(waiting: set[Future[None]]) -> set[Future[None]]:
-    """Return those that are finished, after a moment at most."""
-    try:
-        for future in as_completed(waiting, timeout=0.2):
-            return {future}
-    except TimeoutError:
-        pass
-    return set()
 
 
 def _start_worker(read: Any) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from llama_code.data.contents import Blob, fetch_contents
 from llama_code.data.document import Document
 from llama_code.data.filters import MAX_BYTES
@@ -36,18 +39,53 @@ ROW_FILTERS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "size-row": ("length_bytes", lambda value: isinstance(value, int) and value > MAX_BYTES, "larger than 1 MiB"),
 }
 DAMAGED = "damaged data file"
+# What pyarrow raises for files that are not what they should be: its own errors, and of text, times and numbers.
+READ_ERRORS = (pyarrow.ArrowException, OSError, ValueError, OverflowError)
+UNREADABLE_ROW = "row that cannot be read"
 
 # A row and where it stands, or a document that says what is wrong there.
 Row = tuple[str, Any]
 
 
 def data_file_documents(path: Path, off: frozenset[str]) -> Iterator[Document]:
-    """Yield the documents of a data file; `off` names row filters that are switched off.
+    """Yield the documents of a data file; `off` names row filters that are switched off."""
+    return row_documents(_file_rows(path), off)
+
+
+def check_data_file(path: Path) -> None:
+    """Check that the first row has text or names its content, as most likely all or none do.
 
     Raises:
-        UserError: its first row has no text, nor the id of a content.
+        UserError: it has not.
     """
-    return row_documents(_parquet_rows(path) if path.name.endswith(".parquet") else _jsonl_rows(path), off)
+    first = next(_file_rows(path), None)
+    if not isinstance(first, Document) and first is not None:
+        check_columns(*first)
+
+
+def check_columns(place: str, row: Any) -> None:
+    """Check that a row has text, names its content, or lists files.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is a JSON {type(row).__name__}; a row is an object with a text column")
+    if not {*TEXT_COLUMNS, BLOB_COLUMN, FILES_COLUMN} & row.keys():
+        columns = ", ".join(map(repr, row)) or "none"
+        raise UserError(
+            f"{place} has the columns {columns}; the source text is read from {', '.join(map(repr, TEXT_COLUMNS))}, "
+            f"or fetched by {BLOB_COLUMN!r}: rename the column that holds it"
+        )
+
+
+def _file_rows(path: Path) -> Iterator[Row | Document]:
+    is_empty = True
+    for row in _parquet_rows(path) if path.name.endswith(".parquet") else _jsonl_rows(path):
+        is_empty = False
+        yield row
+    if is_empty:
+        yield _problem(str(path), "data file without rows")
 
 
 def row_documents(rows: Iterable[Row | Document], off: frozenset[str]) -> Iterator[Document]:
@@ -56,15 +94,11 @@ def row_documents(rows: Iterable[Row | Document], off: frozenset[str]) -> Iterat
 
 
 def _row_items(rows: Iterable[Row | Document], off: frozenset[str]) -> Iterator[Document | Blob]:
-    is_first = True
     for found in rows:
         if isinstance(found, Document):
             yield found
             continue
         place, row = found
-        if is_first and not (isinstance(row, dict) and {*TEXT_COLUMNS, BLOB_COLUMN, FILES_COLUMN} & row.keys()):
-            raise UserError(_no_text_column(place, row))
-        is_first = False
         if not isinstance(row, dict):
             yield _problem(place, "row is no object")
         elif isinstance(row.get(FILES_COLUMN), list):
@@ -92,6 +126,8 @@ def _row_item(row: dict[str, Any], place: str, off: frozenset[str]) -> Document 
         if isinstance(row.get(BLOB_COLUMN), str):
             return Blob(document, row[BLOB_COLUMN], str(row.get(ENCODING_COLUMN) or ""))
         return document._replace(problem="row without text")
+    if isinstance(text, bytes):
+        return document._replace(content=text)
     if not isinstance(text, str):
         return document._replace(problem="row whose text is no string")
     # A lone surrogate, which JSON can carry, is no Unicode text: as bytes it fails the UTF-8 filter and is counted.
@@ -112,8 +148,6 @@ def _problem(place: str, problem: str) -> Document:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | Document]:
-    import pyarrow  # here, because a folder of .py files does not need it
-
     number = 0
     try:
         with io.BufferedReader(
@@ -144,30 +178,38 @@ def _lines(stream: io.BufferedReader) -> Iterator[bytes | None]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Document]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        wanted = {*TEXT_COLUMNS, *PROJECT_COLUMNS, *PATH_COLUMNS, *LICENSE_COLUMNS, BLOB_COLUMN, ENCODING_COLUMN}
-        wanted |= {FILES_COLUMN, *(column for column, _, _ in ROW_FILTERS.values())}
-        columns = [name for name in file.schema_arrow.names if name in wanted]
-        if not {*TEXT_COLUMNS, BLOB_COLUMN, FILES_COLUMN} & set(columns):
-            raise UserError(_no_text_column(repr(str(path)), dict.fromkeys(file.schema_arrow.names)))
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number} of {str(path)!r}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        yield _problem(f"{str(path)!r} after row {number} ({error})", DAMAGED)
-
-
-def _no_text_column(place: str, row: Any) -> str:
-    if not isinstance(row, dict):
-        return f"{place} is a JSON {type(row).__name__}; a row is an object with a text column"
-    columns = ", ".join(map(repr, row)) or "none"
-    return (
-        f"{place} has the columns {columns}; the source text is read from {', '.join(map(repr, TEXT_COLUMNS))}, or "
-        f"fetched by {BLOB_COLUMN!r}: rename the column that holds it"
+    except READ_ERRORS as error:
+        yield _problem(f"{str(path)!r} ({error})", DAMAGED)
+        return
+    wanted = {*TEXT_COLUMNS, *PROJECT_COLUMNS, *PATH_COLUMNS, *LICENSE_COLUMNS, BLOB_COLUMN, ENCODING_COLUMN}
+    wanted |= {FILES_COLUMN, *(column for column, _, _ in ROW_FILTERS.values())}
+    names = file.schema_arrow.names
+    # without a text column all are read, for a message to name them
+    columns = (
+        [name for name in names if name in wanted] if {*TEXT_COLUMNS, BLOB_COLUMN, FILES_COLUMN} & {*names} else names
     )
+    first = 1
+    for group in range(file.num_row_groups):
+        number = first
+        first += file.metadata.row_group(group).num_rows
+        try:
+            for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=columns):
+                for row in _values(batch):
+                    place = f"row {number} of {str(path)!r}"
+                    yield _problem(f"{place} ({row})", UNREADABLE_ROW) if isinstance(row, Exception) else (place, row)
+                    number += 1
+        except READ_ERRORS as error:
+            for lost in range(number, first):  # each is counted
+                yield _problem(f"row {lost} of {str(path)!r} ({error})", DAMAGED)
+
+
+def _values(batch: Any) -> list[Any]:
+    """Return the rows of a batch, with what was raised in place of those that Python has no value for."""
+    try:
+        return list(batch.to_pylist())
+    except READ_ERRORS as error:
+        if len(batch) == 1:
+            return [error]
+        return [row for i in range(len(batch)) for row in _values(batch.slice(i, 1))]

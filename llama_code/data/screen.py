@@ -2,8 +2,10 @@
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ SCHEMA = pa.schema(
     ]
 )
 GROUP_BYTES = 2**23
+GROUP_DOCUMENTS = 2000
 # How many documents are named for each reason.
 NUM_EXAMPLES = 3
 DUPLICATE = "duplicate"
@@ -99,15 +102,25 @@ def screen(
         on_bytes: called with the size of each document as it is read.
     """
     counts = Counts()
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
-        for group in _groups(_screened(documents, counts, off, index, redacted, on_bytes)):
-            words = [row.pop("words") for row in group]
-            for row, signature in zip(group, signatures(words), strict=True):
-                row["signature"] = signature.tobytes()
-            writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    write_counts(counts, target.with_suffix(".json"))
-    os.replace(unfinished, target)
+    with unfinished(target) as temporary:
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            for group in _groups(_screened(documents, counts, off, index, redacted, on_bytes)):
+                words = [row.pop("words") for row in group]
+                for row, signature in zip(group, signatures(words), strict=True):
+                    row["signature"] = signature.tobytes()
+                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+        write_counts(counts, target.with_suffix(".json"))
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """Give a file in the making a name that no other process has; it gets its own name when it is whole."""
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _screened(
@@ -118,7 +131,6 @@ def _screened(
     redacted: bool,
     on_bytes: Callable[[int], object],
 ) -> Iterator[dict[str, Any]]:
-    seen: set[bytes] = set()  # of this shard; select.py looks at all of them
     for document in documents:
         path = _printable(document.path)
         counts.documents += 1
@@ -129,33 +141,28 @@ def _screened(
         on_bytes(len(document.content))
         content = normalize(document.content)
         counts.bytes += len(content)
-        content_digest = digest(content)
-        if content_digest in seen:
-            counts.drop(DUPLICATE, path, len(content))
-            continue
-        seen.add(content_digest)
         text, reason = filter_document(content, off=off)
         if text is None:
             counts.drop(reason, path, len(content))
             continue
-        words = word_hashes(text)
         # A row that names no repository is a project of its own, told apart by its content.
-        held_out = is_held_out(document.project or content_digest.hex())
+        held_out = is_held_out(document.project or digest(content).hex())
         project = _printable(document.project)
+        if redacted:
+            text, found = redact(text)
+            counts.redacted = dict(Counter(counts.redacted) + found)
+        words = word_hashes(text)
         if index is not None and not held_out and (hits := index.find_hits(text, words)):
             counts.drop(CONTAMINATED, path, len(content))
             counts.contaminated.append({"project": project, "path": path, "task_ids": hits})
             continue
-        if redacted:
-            text, found = redact(text)
-            counts.redacted = dict(Counter(counts.redacted) + found)
         yield {
             "project": project,
             "path": path,
-            "license": document.license,
+            "license": _printable(document.license),
             "text": text,
             "bytes": len(content),
-            "digest": content_digest,
+            "digest": digest(text.encode()),
             "is_held_out": held_out,
             "words": words,
         }
@@ -172,7 +179,7 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     for row in rows:
         group.append(row)
         size += len(row["text"])
-        if size >= GROUP_BYTES:
+        if size >= GROUP_BYTES or len(group) >= GROUP_DOCUMENTS:
             yield group
             group, size = [], 0
     if group:
@@ -181,9 +188,8 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def write_counts(counts: Counts, path: Path) -> None:
     """Write counts at once: they are whole or not there."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(vars(counts)))
-    os.replace(unfinished, path)
+    with unfinished(path) as temporary:
+        temporary.write_text(json.dumps(vars(counts)))
 
 
 def read_counts(path: Path) -> Counts:

@@ -1,22 +1,24 @@
 """The second stage, over all shards at once: which documents stay when copies and near-duplicates go."""
 
 import json
-import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from llama_code.data.near_dedup import NUM_PERMUTATIONS, near_duplicates
-from llama_code.data.screen import DUPLICATE, Counts, stack_signatures, write_counts
+from llama_code.data.screen import DUPLICATE, Counts, stack_signatures, unfinished, write_counts
 
 NEAR_DUPLICATE = "near-duplicate"
 PAIRS_FILE = "near_duplicates.jsonl"
 
 
 def select(screened: Sequence[Path], num_lent: int, near_dedup: bool, folder: Path) -> None:
-    """Write which documents stay: `kept.npy`, one bool a document in the order of the shards, and `kept.json`.
+    """Write which documents stay: `kept.npy`, one bool a document in the order of the shards, and `kept.json`; in
+    `offsets.npy` the number of the first document of each shard, and of all.
 
     Of equal documents the first one stays, in the order of the shards; of nearly equal ones too, but what is held out
     stays whatever it is like, and takes precedence: nothing like it is trained on.
@@ -31,28 +33,37 @@ def select(screened: Sequence[Path], num_lent: int, near_dedup: bool, folder: Pa
     counts = Counts()
     sizes = [pq.read_metadata(path).num_rows for path in screened]
     kept = np.zeros(sum(sizes), bool)
-    kept[_first_of_each(screened)] = True
+    held_out = np.concatenate([_column(path, "is_held_out").to_numpy(zero_copy_only=False) for path in screened])
+    kept[_first_of_each(screened, held_out)] = True
     twins: dict[int, int] = {}
     if near_dedup and len(kept):
         candidates = np.flatnonzero(kept)
-        held_out = np.concatenate([pq.read_table(path, columns=["is_held_out"])[0].to_numpy() for path in screened])
-        table = _signature_table(screened, kept, folder / f"signatures.{os.getpid()}.npy")
-        found = near_duplicates(table, held_out[candidates].astype(bool))
+        table = _signature_table(screened, kept, folder / f"signatures.{uuid.uuid4().hex}")
+        found = near_duplicates(table, held_out[candidates])
         twins = {int(candidates[i]): int(candidates[other]) for i, other in found.items()}
     _count(screened, sizes, kept, twins, sum(sizes[:num_lent]), counts, folder / PAIRS_FILE)
     kept[list(twins)] = False
-    unfinished = folder / f"kept.{os.getpid()}.tmp"
-    with open(unfinished, "wb") as file:
-        np.save(file, kept)
+    write_array(np.cumsum([0, *sizes]), folder / "offsets.npy")
     write_counts(counts, folder / "kept.json")
-    os.replace(unfinished, folder / "kept.npy")
+    write_array(kept, folder / "kept.npy")
 
 
-def _first_of_each(screened: Sequence[Path]) -> np.ndarray:
-    """Return the indices of the documents whose digest no earlier one has."""
-    digests = b"".join(b"".join(pq.read_table(path, columns=["digest"])[0].to_pylist()) for path in screened)
+def write_array(array: np.ndarray, path: Path) -> None:
+    """Write an array at once: it is whole or not there."""
+    with unfinished(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def _column(screened: Path, name: str) -> Any:
+    return pq.read_table(screened, columns=[name])[0].combine_chunks()
+
+
+def _first_of_each(screened: Sequence[Path], held_out: np.ndarray) -> np.ndarray:
+    """Return the indices of the documents whose digest none before them has; held-out ones come before all others."""
+    digests = b"".join(b"".join(_column(path, "digest").to_pylist()) for path in screened)
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal digests stay in the order of documents
+    # stable: where digest and split are equal, the order of documents decides
+    order = np.lexsort((~held_out, halves[:, 1], halves[:, 0]))
     ordered = halves[order]
     is_first = np.r_[True, (ordered[1:] != ordered[:-1]).any(axis=1)][: len(order)]
     return np.asarray(order[is_first])
@@ -60,16 +71,14 @@ def _first_of_each(screened: Sequence[Path]) -> np.ndarray:
 
 def _signature_table(screened: Sequence[Path], kept: np.ndarray, path: Path) -> np.ndarray:
     """Return the signatures of the kept documents, memory-mapped from a file that has no name any more."""
-    shape = (int(kept.sum()), NUM_PERMUTATIONS)
-    table = np.lib.format.open_memmap(path, "w+", np.uint32, shape)
+    document = 0
+    with open(path, "wb") as file:  # written and not mapped: a full disk is an error then, and no signal
+        for shard in screened:
+            for group in pq.ParquetFile(shard).iter_batches(columns=["signature"]):
+                stack_signatures(group[0])[kept[document : document + len(group)]].tofile(file)
+                document += len(group)
+    table = np.memmap(path, np.uint32, "r", shape=(int(kept.sum()), NUM_PERMUTATIONS))
     path.unlink()
-    start = document = 0
-    for shard in screened:
-        for group in pq.ParquetFile(shard).iter_batches(columns=["signature"]):
-            rows = stack_signatures(group[0])[kept[document : document + len(group)]]
-            table[start : start + len(rows)] = rows
-            start += len(rows)
-            document += len(group)
     return table
 
 

@@ -1,5 +1,6 @@
 """Where documents come from: the Python on this machine, folders, data files and Hub data sets."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,11 +51,10 @@ def open_source(spec: str, off: frozenset[str] = frozenset()) -> Source:
         return files.local_python()
     if not spec:
         raise UserError(f"--dataset is empty; give {SOURCE_FORMS}")
-    path = Path(spec)
-    if path.is_dir():
-        return files.folder(path, off)
-    if path.is_file():
-        return files.data_file(path, off)
+    if os.path.isdir(spec):
+        return files.folder(Path(spec), off)
+    if os.path.isfile(spec):
+        return files.data_file(Path(spec), off)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not spec.startswith("."):
         return hub.hub_data_set(spec, off)
     raise UserError(f"--dataset {spec!r} does not exist; give {SOURCE_FORMS}")

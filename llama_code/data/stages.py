@@ -21,7 +21,7 @@ from llama_code.data.fast_encoding import EncodeBatch, batch_encoder
 from llama_code.data.files import standard_library
 from llama_code.data.fim import fim_tokens
 from llama_code.data.options import DataOptions
-from llama_code.data.sources import Shard, open_source
+from llama_code.data.sources import Shard, Source, open_source
 from llama_code.errors import UserError
 
 
@@ -118,9 +118,8 @@ def encode_task(plan: Plan, shard: int, on_bytes: Callable[[int], object] = lamb
     if target.exists() or (shard < plan.num_lent and holds_out(plan)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    first = sum(pq.read_metadata(plan.screened(i)).num_rows for i in range(shard))
-    size = pq.read_metadata(plan.screened(shard)).num_rows
-    kept = np.load(plan.kept, mmap_mode="r")[first : first + size]
+    offsets = np.load(plan.kept.with_name("offsets.npy"))
+    kept = np.load(plan.kept, mmap_mode="r")[offsets[shard] : offsets[shard + 1]]
     tokenizer, end_of_text = _tokenizer(plan)
     dtype = encode.token_dtype(tokenizer.get_vocab_size())
     rate = plan.data_options.fim_rate
@@ -128,22 +127,33 @@ def encode_task(plan: Plan, shard: int, on_bytes: Callable[[int], object] = lamb
     encode.encode(plan.screened(shard), kept, target, _encode_batch(plan), dtype, end_of_text, rate, tokens)
 
 
-@functools.cache
-def _shards(plan: Plan) -> tuple[Shard, ...]:
-    """The shards of the source, after those of the standard library where it is lent."""
+def check_unchanged(plan: Plan, source: Source | None = None) -> None:
+    """Check that a source, opened anew where it is not given, is what the plan was made for.
+
+    Raises:
+        UserError: it is not.
+    """
     options = plan.data_options
-    source = open_source(options.dataset, frozenset(options.filters_off))
+    source = source or open_source(options.dataset, frozenset(options.filters_off))
     if source.fingerprint != plan.fingerprint:
         raise UserError(
             f"--dataset {options.dataset!r} changed while it was prepared; run the same command again to prepare what "
             "it is now"
         )
+
+
+@functools.cache
+def _shards(plan: Plan) -> tuple[Shard, ...]:
+    """The shards of the source, after those of the standard library where it is lent."""
+    options = plan.data_options
+    source = open_source(options.dataset, frozenset(options.filters_off))
+    check_unchanged(plan, source)
     return (standard_library().shards if plan.num_lent else ()) + source.shards
 
 
 def contaminants(options: DataOptions) -> Texts:
     """The texts that must not be trained on, by task id; none where they may be."""
-    folder = options.contaminated_by
+    folder = options.benchmark_dir
     return benchmark_texts(Path(folder) if folder else None) if options.decontaminate else {}
 
 

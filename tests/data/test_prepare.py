@@ -60,7 +60,7 @@ def test_drops_are_counted(corpus: Path, small_tokenizer: Path) -> None:
     meta, _, _ = read(prepare(DataOptions(str(corpus)), small_tokenizer, progress=False))
     assert meta["read"]["documents"] == 204
     assert dropped(meta) == {"duplicate": 1, "does not parse": 1, "not UTF-8": 1, "larger than 1 MiB": 1}
-    assert "204 documents read, dropped: 1 duplicate" in describe(meta)
+    assert "204 documents read, dropped: 1 does not parse" in describe(meta)
 
 
 def test_a_copy_of_the_standard_library_is_not_trained_on(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -169,13 +169,6 @@ def test_data_hash_depends_on_content_alone(corpus: Path, small_tokenizer: Path,
     assert len(set(folders)) == 2 and len(hashes) == 1
 
 
-def test_a_preparation_that_failed_is_not_found(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
-    (corpus / "rows.jsonl").write_text('{"body": ""}\n')
-    with pytest.raises(UserError, match="line 1 of .* has the columns 'body'"):
-        prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
-    assert not (cache / "data").exists()
-
-
 def test_text_of_special_tokens_is_text(tmp_path: Path, small_tokenizer: Path) -> None:
     root = tmp_path / "corpus" / "trained"
     root.mkdir(parents=True)
@@ -194,11 +187,12 @@ def test_rows_without_projects_are_split_by_content(tmp_path: Path, small_tokeni
     assert "200 documents name no project" in describe(meta)
 
 
-def test_nothing_left_to_train_on(tmp_path: Path, small_tokenizer: Path) -> None:
+def test_nothing_left_to_train_on(tmp_path: Path, small_tokenizer: Path, cache: Path) -> None:
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "broken.py").write_text("def f(:\n")
     with pytest.raises(UserError, match="leaves nothing to train on .*1 does not parse.*; give more projects"):
         prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False)
+    assert not (cache / "data").exists()
 
 
 def test_no_tokenizer(corpus: Path, tmp_path: Path) -> None:
@@ -211,8 +205,29 @@ def test_tokenizer_without_end_of_text(corpus: Path, tmp_path: Path, small_token
     config = tmp_path / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token": "<eos>"}))
     with pytest.raises(
-        UserError, match="has the end-of-text token '<eos>', which is not in its vocabulary; set eos_token"
+        UserError, match="has the end-of-text token '<eos>', which is no special token .*; set eos_token"
     ):
+        prepare(DataOptions(str(corpus)), tmp_path / "tokenizer", progress=False)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff"])
+def test_tokenizers_that_are_broken(
+    corpus: Path, tmp_path: Path, small_tokenizer: Path, name: str, content: bytes | None
+) -> None:
+    shutil.copytree(small_tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / name).unlink()
+    if content is not None:
+        (tmp_path / "tokenizer" / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}.*; give a folder saved by transformers"):
+        prepare(DataOptions(str(corpus)), tmp_path / "tokenizer", progress=False)
+
+
+def test_end_of_text_that_documents_may_hold(corpus: Path, tmp_path: Path, small_tokenizer: Path) -> None:
+    shutil.copytree(small_tokenizer, tmp_path / "tokenizer")
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token": "a"}))
+    with pytest.raises(UserError, match="has the end-of-text token 'a', which is no special token"):
         prepare(DataOptions(str(corpus)), tmp_path / "tokenizer", progress=False)
 
 

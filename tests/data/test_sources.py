@@ -212,6 +212,41 @@ def test_rows_that_cannot_be_used_are_counted_and_the_others_read(tmp_path: Path
     assert (broken.content, broken.problem) == (None, problem)
 
 
+def test_a_stray_data_file_in_a_folder_does_not_stop_it(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"x": 1}\n')
+    (tmp_path / "rows.jsonl").write_text(GOOD)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "empty.jsonl.gz").touch()
+    found = [(document.path, document.problem) for document in open_source(str(tmp_path)).documents()]
+    assert [problem for _, problem in found] == [
+        "data file without rows",
+        "data file without rows",
+        "row without text",
+        "",
+    ]
+
+
+def test_one_value_that_cannot_be_read_costs_its_row(tmp_path: Path) -> None:
+    text = pyarrow.array([b"x = 1", b"x = 2", b"\xff", b"x = 4"], pyarrow.binary())
+    table = pyarrow.table({"content": pyarrow.Array.from_buffers(pyarrow.string(), 4, text.buffers())})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    found = [(document.content, document.problem) for document in open_source(str(tmp_path)).documents()]
+    assert found == [(b"x = 1", ""), (b"x = 2", ""), (None, "row that cannot be read"), (b"x = 4", "")]
+
+
+def test_every_row_of_a_damaged_group_is_counted(tmp_path: Path) -> None:
+    rows = [{"content": f"x = {number} # {'y' * 50}"} for number in range(400)]
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=100, compression="gzip")
+    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    start = group.dictionary_page_offset or group.data_page_offset
+    content[start : start + group.total_compressed_size] = bytes(group.total_compressed_size)
+    path.write_bytes(content)
+    found = [document.problem for document in open_source(str(tmp_path)).documents()]
+    assert len(found) == 400 and found.count("damaged data file") == 100
+
+
 def test_row_filters_can_be_switched_off(tmp_path: Path) -> None:
     row = {"content": "x", "language": "Go", "license_type": "no_license", "is_vendor": True, "is_generated": True}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
@@ -287,7 +322,7 @@ def test_broken_parquet(tmp_path: Path, broken: str) -> None:
         }[broken]
     )
     *_, last = open_source(str(path)).documents()
-    assert (last.content, last.problem) == (None, "damaged data file") and "rows.parquet' after row" in last.path
+    assert (last.content, last.problem) == (None, "damaged data file") and "rows.parquet'" in last.path
 
 
 def test_parquet_without_text(tmp_path: Path) -> None:
@@ -297,7 +332,7 @@ def test_parquet_without_text(tmp_path: Path) -> None:
         list(open_source(str(tmp_path / "rows.parquet")).documents())
 
 
-@pytest.mark.parametrize("column", [[1, 2], [None, None], [{"a": 1}, None], [b"x", b"y"]])
+@pytest.mark.parametrize("column", [[1, 2], [None, None], [{"a": 1}, None], [True, False]])
 def test_parquet_with_text_of_another_type(tmp_path: Path, column: list) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"content": column}), tmp_path / "rows.parquet")
     found = list(open_source(str(tmp_path / "rows.parquet")).documents())
