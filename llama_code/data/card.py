@@ -284,16 +284,21 @@ def _plain(text: str) -> str:
 def _plot_dropped(path: Path, dropped: Mapping[str, Mapping[str, int]]) -> None:
     rows = _by_documents(dropped)
     documents = [float(counts["documents"]) for _, counts in rows]
-    megabytes = [counts["bytes"] / 1e6 for _, counts in rows]
-    panels = [("documents dropped", "{:,.0f}", documents), ("MB dropped", "{:,.1f}", megabytes)]
+    sizes = [float(counts["bytes"]) for _, counts in rows]
+    unit, scale = ("MB", 1e6) if max(sizes) >= 1e6 else ("kB", 1e3)
+    panels = [
+        ("documents dropped", "{:,.0f}", documents),
+        (f"{unit} dropped", "{:,.1f}", [size / scale for size in sizes]),
+    ]
     _plot_bars(path, [reason for reason, _ in rows], panels)
 
 
 def _plot_projects(path: Path, projects: Mapping[str, int]) -> None:
     rows = sorted(projects.items(), key=lambda item: (-item[1], item[0]))[:20]
-    tokens = [number / 1e6 for _, number in rows]
+    unit, scale = ("million", 1e6) if rows[0][1] >= 1e6 else ("thousand", 1e3)
+    tokens = [number / scale for _, number in rows]
     names = [name or "(no project named)" for name, _ in rows]
-    _plot_bars(path, names, [("million training tokens of the largest projects", "{:,.2f}", tokens)])
+    _plot_bars(path, names, [(f"{unit} training tokens of the largest projects", "{:,.2f}", tokens)])
 
 
 def _plot_bars(path: Path, names: Sequence[str], panels: Sequence[tuple[str, str, Sequence[float]]]) -> None:

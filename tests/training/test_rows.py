@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from llama_code.errors import UserError
 from llama_code.training.rows import IGNORED, RunRows, evenly_spaced, open_prepared
@@ -69,3 +71,14 @@ def test_open_prepared_leaves_the_remainder_out(tmp_path: Path) -> None:
 def test_less_than_a_row(tmp_path: Path, num_train: int, num_held_out: int, name: str) -> None:
     with pytest.raises(UserError, match=f"'some' has 7 {name} tokens, less than one row of 8; give a larger data set"):
         open_prepared(write(tmp_path, num_train, num_held_out), row_length=8)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_devices_see_disjoint_rows(num_processes: int) -> None:
+    """As accelerate deals the batches of a map-style data set out."""
+    rows = RunRows(ROWS, train_tokens=8 * 12, seed=0)
+    parts = []
+    for index in range(num_processes):
+        batches = BatchSampler(SequentialSampler(rows), batch_size=2, drop_last=False)
+        parts.append([i for batch in BatchSamplerShard(batches, num_processes, index) for i in batch])
+    assert sorted(i for part in parts for i in part) == list(range(12))
