@@ -252,7 +252,8 @@ def save(arguments: EvalArguments, results: dict[str, Any], examples: list[Any])
         write_examples(folder / "examples.html", title, results["protocol"], results["tasks"], examples)
     write_json(folder / "results.json", results)
     print("\n" + table)
-    print("files:", ", ".join(str(path) for path in sorted(folder.iterdir()) if path.is_file()))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    print("files:", ", ".join(map(str, files)))
 
 
 if __name__ == "__main__":
