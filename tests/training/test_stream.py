@@ -226,7 +226,8 @@ def test_nothing_to_train_on(argv: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         list(open_stream(argv, dataset=tmp_path / "bad.jsonl").train)
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(UserError, match="has 0 train tokens .*documents: 1 read, 1 data file without rows.; give more projects"):
+    message = "has 0 train tokens .*documents: 1 read, 1 data file without rows.; give more projects"
+    with pytest.raises(UserError, match=message):
         list(open_stream(argv, dataset=tmp_path / "empty.jsonl").train)
 
 
