@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from llama_code.errors import UserError
 from llama_code.evaluation.metrics import confidence_interval
 from llama_code.evaluation.protocol import differing_fields, protocol_hash
-from llama_code.evaluation.records import VERDICT, read_records
+from llama_code.evaluation.records import VERDICT, read_verdicts
 from llama_code.evaluation.table import markdown_table
 
 # What a model brings with it: these fields differ between models that are evaluated alike.
@@ -163,18 +163,10 @@ def _read_verdicts(path: Path) -> Verdicts:
             f"--compare needs {str(path)!r}, which eval_code.py writes beside results.json and which is not there; "
             "put it back or evaluate again"
         )
-    verdicts: Verdicts = {}
-    seen = set()
-    for place, record in read_records(path, VERDICT):
-        task_id, sample = record["task_id"], record["sample"]
-        if (task_id, sample) in seen:
-            raise UserError(
-                f"{place} is a second verdict of sample {sample} of {task_id!r}, and each sample has one; evaluate "
-                "again"
-            )
-        seen.add((task_id, sample))
-        verdicts.setdefault(task_id, []).append(Verdict(record["passed"], record["reason"]))
-    return verdicts
+    return {
+        task_id: [Verdict(record["passed"], record["reason"]) for record in records]
+        for task_id, records in read_verdicts(path, VERDICT).items()
+    }
 
 
 def _of_task(task: str, verdicts: Verdicts, path: Path, results: Mapping[str, Any]) -> Verdicts:

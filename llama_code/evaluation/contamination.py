@@ -17,7 +17,7 @@ import numpy as np
 
 from llama_code.errors import UserError, run_script
 from llama_code.evaluation.metrics import score_problems
-from llama_code.evaluation.records import read_records
+from llama_code.evaluation.records import read_records, read_verdicts
 from llama_code.evaluation.table import markdown_table
 
 HEADER = ("task", "measure", "all problems", "without the hit ones", "the hit ones alone")
@@ -110,16 +110,8 @@ def _read_verdicts(path: Path) -> dict[str, list[bool]]:
         raise UserError(
             f"{str(path)!r} does not exist, which eval_code.py writes beside results.json; {EVALUATE_AGAIN}"
         )
-    verdicts: dict[str, dict[int, bool]] = {}
-    for place, record in read_records(path, VERDICT):
-        of_problem = verdicts.setdefault(record["task_id"], {})
-        if record["sample"] in of_problem:
-            raise UserError(
-                f"{place} is a second verdict of sample {record['sample']} of {record['task_id']!r}, and each sample "
-                f"has one; {EVALUATE_AGAIN}"
-            )
-        of_problem[record["sample"]] = record["passed"]
-    return {task_id: list(of_problem.values()) for task_id, of_problem in verdicts.items()}
+    verdicts = read_verdicts(path, VERDICT)
+    return {task_id: [record["passed"] for record in records] for task_id, records in verdicts.items()}
 
 
 def _read_hits(path: Path) -> tuple[set[str], int]:

@@ -57,6 +57,24 @@ def read_records(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, An
         yield place, record
 
 
+def read_verdicts(path: Path, fields: Fields) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of a verdicts.jsonl by task id.
+
+    Raises:
+        UserError: a line has not the fields, or is a second verdict of a sample.
+    """
+    verdicts: dict[str, dict[int, dict[str, Any]]] = {}
+    for place, record in read_records(path, fields):
+        of_problem = verdicts.setdefault(record["task_id"], {})
+        if record["sample"] in of_problem:
+            raise UserError(
+                f"{place} is a second verdict of sample {record['sample']} of {record['task_id']!r}, and each sample "
+                "has one; evaluate again with eval_code.py"
+            )
+        of_problem[record["sample"]] = record
+    return {task_id: list(of_problem.values()) for task_id, of_problem in verdicts.items()}
+
+
 def take_up(path: Path, fields: Fields) -> list[dict[str, Any]]:
     """Return the records of a file that was perhaps cut off, and cut it to its whole lines.
 
