@@ -12,7 +12,7 @@ from llama_code.data.document import digest, normalize
 from llama_code.data.files import standard_library
 from llama_code.data.filters import filter_document
 from llama_code.data.sources import Source, open_source
-from llama_code.data.split import STANDARD_LIBRARY, is_held_out
+from llama_code.data.split import STANDARD_LIBRARY, is_document_held_out
 from llama_code.errors import UserError
 
 
@@ -50,8 +50,7 @@ def distinct_documents(source: Source) -> Iterator[Candidate]:
             continue
         content = normalize(document.content)
         content_digest = digest(content)
-        # A row that names no repository is a project of its own, told apart by its content.
-        held_out = is_held_out(document.project or content_digest.hex())
+        held_out = is_document_held_out(document.project, content_digest)
         is_new = seen.add(content_digest)
         if seen_held_out.add(content_digest) if held_out else is_new:
             holds_out |= held_out

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from llama_code.data.document import digest
 from llama_code.data.fast_encoding import EncodeBatch
 from llama_code.data.fim import FimTokens, encode_documents
 from llama_code.errors import UserError
@@ -111,7 +110,7 @@ def encode(
     totals = {name: Totals() for name in SPLITS}
     files = {name: open(unfinished / f"{name}.bin", "wb") for name in SPLITS}
     document = 0
-    columns = ["project", "license", "text", "is_held_out"]
+    columns = ["project", "license", "text", "digest", "is_held_out"]
     file_of_texts = pq.ParquetFile(screened)
     for number in range(file_of_texts.num_row_groups):  # each a few megabytes
         group = file_of_texts.read_row_group(number, columns)
@@ -121,7 +120,7 @@ def encode(
         document += len(group)
         for name in SPLITS:
             own = [row for row in rows if row["is_held_out"] == (name == "held_out")]
-            digests = [digest(row["text"].encode()) for row in own]
+            digests = [row["digest"] for row in own]
             rate = fim_rate if name == "train" else 0.0
             texts = [row["text"] for row in own]
             ids = np.array(encode_documents(encode_batch, texts, digests, end_of_text, rate, tokens=fim_tokens), dtype)

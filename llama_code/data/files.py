@@ -8,7 +8,7 @@ import re
 import stat
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def _canonical_name(distribution: importlib.metadata.Distribution) -> str:
     return re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
 
 
-def folder(root: Path, off: frozenset[str]) -> Source:
+def folder(root: Path, off: Collection[str]) -> Source:
     """Return a folder's .py and data files; a project is a folder directly below it, or the folder itself.
 
     Raises:
@@ -86,7 +86,7 @@ def folder(root: Path, off: frozenset[str]) -> Source:
     return _file_source(str(root), [(project(path), path) for path in files], root, off)
 
 
-def data_file(path: Path, off: frozenset[str]) -> Source:
+def data_file(path: Path, off: Collection[str]) -> Source:
     """Return the rows of a data file.
 
     Raises:
@@ -131,7 +131,7 @@ def _is_regular(path: str) -> bool:
 
 
 def _file_source(
-    name: str, files: list[tuple[str, str]], root: Path | None = None, off: frozenset[str] = frozenset()
+    name: str, files: list[tuple[str, str]], root: Path | None = None, off: Collection[str] = ()
 ) -> Source:
     """A source over `(project, path)` pairs; data files name the projects of their rows themselves."""
     fingerprint = sha256(name.encode("utf-8", "surrogatepass"))
@@ -147,7 +147,7 @@ def _file_source(
     )
 
 
-def _shards(files: list[tuple[str, str]], root: Path | None, off: frozenset[str]) -> Iterator[Shard]:
+def _shards(files: list[tuple[str, str]], root: Path | None, off: Collection[str]) -> Iterator[Shard]:
     run: list[tuple[str, str]] = []
     size = 0
     for project, path in files:

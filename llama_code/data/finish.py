@@ -7,6 +7,7 @@ import random
 import shlex
 import shutil
 import uuid
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from llama_code.data.options import written
 from llama_code.data.screen import Counts, read_counts
 from llama_code.data.select import PAIRS_FILE
 from llama_code.data.split import STANDARD_LIBRARY
-from llama_code.data.stages import Plan, check_unchanged, holds_out
+from llama_code.data.stages import Plan, holds_out, open_planned
 from llama_code.errors import UserError
 
 META_FILE = "meta.json"
@@ -34,25 +35,27 @@ def finish(plan: Plan) -> None:
     Raises:
         UserError: there is nothing to train on, or the source is not what it was at the start.
     """
-    check_unchanged(plan)
+    open_planned(plan)  # still what was read
     folder = Path(plan.work, f"finished.{uuid.uuid4().hex}")
     folder.mkdir()
-    name = plan.data_options.dataset
+    options = plan.data_options
+    name = options.dataset
     counts = Counts()
     for shard in plan.own_shards:
         counts.add(read_counts(plan.screened(shard).with_suffix(".json")))
     counts.add(read_counts(plan.kept.with_suffix(".json")))
+    dropped = dict(sorted(counts.dropped.items(), key=lambda item: -item[1][0]))
     holds_own = holds_out(plan)
     used = plan.own_shards if holds_own else range(plan.num_shards)
     splits = join([plan.encoded(shard) for shard in used], folder)
     if not splits["train"]["documents"]:
         num_held_out = splits["held_out"]["documents"] if holds_own else 0
+        read = listing(counts.documents, {reason: number for reason, (number, _) in dropped.items()})
         raise UserError(
-            f"--dataset {name!r} leaves nothing to train on ({_listing(counts)}, held out by their projects' "
-            f"names: {num_held_out:,}); give more projects, or files that are valid Python"
+            f"--dataset {name!r} leaves nothing to train on ({read}, held out by their projects' names: "
+            f"{num_held_out:,}); give more projects, or files that are valid Python"
         )
     tokenizer, _ = load_tokenizer(Path(plan.work, "tokenizer"))
-    options = plan.data_options
     digests = "".join(split.pop("digest") for split in splits.values())
     projects, licenses = splits["train"].pop("projects"), splits["train"].pop("licenses")
     for key in ("projects", "licenses"):
@@ -70,7 +73,7 @@ def finish(plan: Plan) -> None:
         "read": {key: getattr(counts, key) for key in ("documents", "bytes", "without_project")},
         "dropped": {
             reason: {"documents": number, "bytes": num_bytes, "examples": counts.examples[reason]}
-            for reason, (number, num_bytes) in sorted(counts.dropped.items(), key=lambda item: -item[1][0])
+            for reason, (number, num_bytes) in dropped.items()
         },
         "redacted": counts.redacted,
         "licenses": licenses,
@@ -96,12 +99,12 @@ def _examples(plan: Plan, data_hash: str) -> list[dict[str, str]]:
     candidates = np.flatnonzero(np.load(plan.kept))
     drawn = random.Random(data_hash).sample(candidates.tolist(), min(len(candidates), 50 * NUM_EXAMPLES))
     examples: list[dict[str, str]] = []
-    ends = np.cumsum([pq.read_metadata(plan.screened(shard)).num_rows for shard in range(plan.num_shards)])
+    offsets = plan.offsets
     for document in drawn:
-        shard = int(np.searchsorted(ends, document, side="right"))
+        shard = int(np.searchsorted(offsets, document, side="right")) - 1
         if shard < plan.num_lent:
             continue
-        row = _row(plan.screened(shard), int(document - (ends[shard - 1] if shard else 0)))
+        row = _row(plan.screened(shard), int(document - offsets[shard]))
         if not row["is_held_out"]:
             examples.append({name: row[name] for name in ("project", "path", "license", "text")})
         if len(examples) == NUM_EXAMPLES:
@@ -120,7 +123,7 @@ def _row(screened: Path, number: int) -> dict[str, Any]:
     raise IndexError(number)
 
 
-def _listing(counts: Counts) -> str:
-    dropped = sorted(counts.dropped.items(), key=lambda item: -item[1][0])
-    named = ", ".join(f"{number:,} {reason}" for reason, (number, _) in dropped) or "nothing"
-    return f"{counts.documents:,} documents read, dropped: {named}"
+def listing(num_documents: int, dropped: Mapping[str, int]) -> str:
+    """How many documents were read, and how many dropped for which reason, in words."""
+    named = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items()) or "nothing"
+    return f"{num_documents:,} documents read, dropped: {named}"

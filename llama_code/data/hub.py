@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -30,7 +30,7 @@ HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore[assign
 FAILURES = (HTTP_ERROR, OSError, RuntimeError, pyarrow.ArrowException)
 
 
-def hub_data_set(spec: str, off: frozenset[str]) -> Source:
+def hub_data_set(spec: str, off: Collection[str]) -> Source:
     """Return the rows of the split "train" of a Hub data set, at the revision that it has now.
 
     Raises:
@@ -56,7 +56,7 @@ def hub_data_set(spec: str, off: frozenset[str]) -> Source:
     return Source(spec, fingerprint, shards_of(rows, spec, off))
 
 
-def shards_of(rows: datasets.IterableDataset, name: str, off: frozenset[str]) -> tuple[Any, ...]:
+def shards_of(rows: datasets.IterableDataset, name: str, off: Collection[str]) -> tuple[Any, ...]:
     """Return a streamed data set's files as shards; `name` stands in messages."""
     return tuple(
         functools.partial(_shard_documents, rows.shard(rows.num_shards, i), f"file {i + 1} of {name!r}", off)
@@ -64,7 +64,7 @@ def shards_of(rows: datasets.IterableDataset, name: str, off: frozenset[str]) ->
     )
 
 
-def _shard_documents(rows: Iterable[Any], name: str, off: frozenset[str]) -> Iterator[Document]:
+def _shard_documents(rows: Iterable[Any], name: str, off: Collection[str]) -> Iterator[Document]:
     return row_documents(_numbered(rows, name), off)
 
 

@@ -4,6 +4,7 @@ train_clm.py runs this module as a command, so that its workers start without to
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ from llama_code.data.cache import cache_dir
 from llama_code.data.encode import TOKENIZER_FILES, load_tokenizer
 from llama_code.data.files import standard_library
 from llama_code.data.fim import fim_tokens
-from llama_code.data.finish import META_FILE, finish
+from llama_code.data.finish import META_FILE, finish, listing
 from llama_code.data.options import DataOptions, add_options, check_options
 from llama_code.data.rows import DAMAGED
 from llama_code.data.screen import CONTAMINATED
@@ -62,10 +63,11 @@ def prepare(options: DataOptions, tokenizer_dir: Path, progress: bool = True) ->
         UserError: the source cannot be read, nothing of it is left to train on, or the cache cannot be written.
     """
     plan, num_bytes = make_plan(options, tokenizer_dir)
-    with writing(plan):
-        if not Path(plan.final, META_FILE).exists():
-            begin(plan, tokenizer_dir)
-            _run(plan, num_bytes, progress)
+    if not Path(plan.final, META_FILE).exists():  # what is there is found in a cache that cannot be written, too
+        with writing(plan):
+            if not Path(plan.final, META_FILE).exists():
+                begin(plan, tokenizer_dir)
+                _run(plan, num_bytes, progress)
     return Path(plan.final)
 
 
@@ -94,20 +96,21 @@ def make_plan(options: DataOptions, tokenizer_dir: Path) -> tuple[Plan, int | No
         UserError: an option cannot be what it is, or the source cannot be opened.
     """
     check_options(options)
-    source = open_source(options.dataset, frozenset(options.filters_off))
+    source, library = open_source(options.dataset, options.filters_off), standard_library()
     tokenizer, _ = load_tokenizer(tokenizer_dir)
     if options.fim_rate:
         fim_tokens(tokenizer)
     rules = [path.read_text() for path in RULES]
     # what parses differs between versions of Python
-    library = _key(standard_library().fingerprint, platform.python_version_tuple()[:2], rules)
+    library_key = _key(library.fingerprint, platform.python_version_tuple()[:2], rules)
     contaminants = stages.contaminants(options)
-    key = _key(source.fingerprint, library, asdict(options), contaminants, tokenizer.to_str(), _config(tokenizer_dir))
-    num_lent = 0 if STANDARD_LIBRARY in source.packages else len(standard_library().shards)
+    texts = [tokenizer.to_str(), (tokenizer_dir / "tokenizer_config.json").read_text()]
+    key = _key(source.fingerprint, library_key, asdict(options), contaminants, *texts)
+    num_lent = 0 if STANDARD_LIBRARY in source.packages else len(library.shards)
     plan = Plan(
         work=str(cache_dir() / "unfinished" / key),
         final=str(cache_dir() / "data" / key),
-        library=str(cache_dir() / "library" / library),
+        library=str(cache_dir() / "library" / library_key),
         options=json.dumps(asdict(options)),
         packages=json.dumps(source.packages),
         fingerprint=source.fingerprint,
@@ -123,10 +126,6 @@ def begin(plan: Plan, tokenizer_dir: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copy(tokenizer_dir / name, folder)
-
-
-def _config(tokenizer_dir: Path) -> str:
-    return (tokenizer_dir / "tokenizer_config.json").read_text()
 
 
 def _key(*parts: Any) -> str:
@@ -148,15 +147,28 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _run(plan: Plan, num_bytes: int | None, progress: bool) -> None:
     """Do all stages in processes of this machine; what an earlier run has done is not done again."""
-    in_parallel(stages.screen_task, plan, range(plan.num_shards), "screening", num_bytes, progress)
+    screen_task = functools.partial(stages.screen_task, on_bytes=_count_read)
+    in_parallel(screen_task, plan, range(plan.num_shards), "screening", num_bytes, progress)
     stages.select_task(plan)
     in_parallel(stages.encode_task, plan, range(plan.num_shards), "encoding", None, progress)
     finish(plan)
 
 
 def in_parallel(
-    task: Callable[..., None], plan: Plan, shards: range, what: str, num_bytes: int | None, progress: bool
+    task: Callable[[Plan, int], None], plan: Plan, shards: range, what: str, num_bytes: int | None, progress: bool
 ) -> None:
+    """Do a stage's tasks in processes of this machine, one a core.
+
+    Args:
+        task: called with the plan and a shard; `_count_read` is what it tells bytes that it has read.
+        plan, shards: what it is called with.
+        what: the stage, for the bar and messages.
+        num_bytes: of the source; None to count shards.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: a process was killed, or a task's own.
+    """
     context = multiprocessing.get_context("spawn")
     read = context.Value("Q", 0)
     num_workers = min(num_usable_cores(), len(shards))
@@ -169,7 +181,7 @@ def in_parallel(
     ):
         finished: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
         for shard in shards:
-            pool.submit(_do, task, plan, shard).add_done_callback(finished.put)
+            pool.submit(task, plan, shard).add_done_callback(finished.put)
         try:
             num_left = len(shards)
             while num_left:
@@ -200,10 +212,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _do(task: Callable[..., None], plan: Plan, shard: int) -> None:
-    task(plan, shard, _count_read)
-
-
 def _count_read(num_bytes: int) -> None:
     with _read.get_lock():
         _read.value += num_bytes
@@ -216,8 +224,8 @@ def num_usable_cores() -> int:
 
 def describe(meta: dict[str, Any]) -> str:
     """What was kept and what was dropped, for people."""
-    dropped = ", ".join(f"{entry['documents']:,} {reason}" for reason, entry in meta["dropped"].items()) or "nothing"
-    lines = [f"{meta['source']}: {meta['read']['documents']:,} documents read, dropped: {dropped}"]
+    dropped = {reason: entry["documents"] for reason, entry in meta["dropped"].items()}
+    lines = [f"{meta['source']}: {listing(meta['read']['documents'], dropped)}"]
     for reason in (DAMAGED, CONTAMINATED):
         if reason in meta["dropped"]:
             lines.append(f"  {reason}: {'; '.join(meta['dropped'][reason]['examples'])}")

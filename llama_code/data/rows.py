@@ -6,7 +6,7 @@ training sets have. Rows that cannot be used become documents without content, w
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ UNREADABLE_ROW = "row that cannot be read"
 Row = tuple[str, Any]
 
 
-def data_file_documents(path: Path, off: frozenset[str]) -> Iterator[Document]:
+def data_file_documents(path: Path, off: Collection[str]) -> Iterator[Document]:
     """Yield the documents of a data file; `off` names row filters that are switched off."""
     return row_documents(_file_rows(path), off)
 
@@ -88,12 +88,12 @@ def _file_rows(path: Path) -> Iterator[Row | Document]:
         yield _problem(str(path), "data file without rows")
 
 
-def row_documents(rows: Iterable[Row | Document], off: frozenset[str]) -> Iterator[Document]:
+def row_documents(rows: Iterable[Row | Document], off: Collection[str]) -> Iterator[Document]:
     """Yield the documents of rows; contents that the rows only name are fetched."""
     return fetch_contents(_row_items(rows, off))
 
 
-def _row_items(rows: Iterable[Row | Document], off: frozenset[str]) -> Iterator[Document | Blob]:
+def _row_items(rows: Iterable[Row | Document], off: Collection[str]) -> Iterator[Document | Blob]:
     for found in rows:
         if isinstance(found, Document):
             yield found
@@ -111,7 +111,7 @@ def _row_items(rows: Iterable[Row | Document], off: frozenset[str]) -> Iterator[
             yield _row_item(row, place, off)
 
 
-def _row_item(row: dict[str, Any], place: str, off: frozenset[str]) -> Document | Blob:
+def _row_item(row: dict[str, Any], place: str, off: Collection[str]) -> Document | Blob:
     document = Document(
         str(_first(row, PROJECT_COLUMNS) or ""),
         str(_first(row, PATH_COLUMNS) or place),

@@ -1,11 +1,8 @@
 """The first stage: a shard's documents to those that may stay, with what the next stages decide by."""
 
 import json
-import os
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llama_code.atomic import unfinished
 from llama_code.data.decontaminate import BenchmarkIndex
 from llama_code.data.document import Document, digest, normalize
 from llama_code.data.filters import filter_document
+from llama_code.data.groups import groups
 from llama_code.data.near_dedup import NUM_PERMUTATIONS, signatures
 from llama_code.data.redact import redact
 from llama_code.data.shingles import word_hashes
-from llama_code.data.split import is_held_out
+from llama_code.data.split import is_document_held_out
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +33,7 @@ SCHEMA = pa.schema(
         ("signature", pa.binary(4 * NUM_PERMUTATIONS)),
     ]
 )
-GROUP_BYTES = 2**23
+GROUP_CHARACTERS = 2**23
 GROUP_DOCUMENTS = 2000
 # How many documents are named for each reason.
 NUM_EXAMPLES = 3
@@ -86,7 +85,7 @@ class Counts:
 def screen(
     documents: Iterable[Document],
     target: Path,
-    off: frozenset[str],
+    off: Collection[str],
     index: BenchmarkIndex | None,
     redacted: bool,
     on_bytes: Callable[[int], object] = lambda _: None,
@@ -104,7 +103,8 @@ def screen(
     counts = Counts()
     with unfinished(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            for group in _groups(_screened(documents, counts, off, index, redacted, on_bytes)):
+            rows = _screened(documents, counts, off, index, redacted, on_bytes)
+            for group in groups(rows, lambda row: len(row["text"]), GROUP_CHARACTERS, GROUP_DOCUMENTS):
                 words = [row.pop("words") for row in group]
                 for row, signature in zip(group, signatures(words), strict=True):
                     row["signature"] = signature.tobytes()
@@ -112,21 +112,10 @@ def screen(
         write_counts(counts, target.with_suffix(".json"))
 
 
-@contextmanager
-def unfinished(target: Path) -> Iterator[Path]:
-    """Give a file in the making a name that no other process has; it gets its own name when it is whole."""
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _screened(
     documents: Iterable[Document],
     counts: Counts,
-    off: frozenset[str],
+    off: Collection[str],
     index: BenchmarkIndex | None,
     redacted: bool,
     on_bytes: Callable[[int], object],
@@ -145,8 +134,7 @@ def _screened(
         if text is None:
             counts.drop(reason, path, len(content))
             continue
-        # A row that names no repository is a project of its own, told apart by its content.
-        held_out = is_held_out(document.project or digest(content).hex())
+        held_out = is_document_held_out(document.project, digest(content))
         project = _printable(document.project)
         if redacted:
             text, found = redact(text)
@@ -171,19 +159,6 @@ def _screened(
 def _printable(name: str) -> str:
     """A file name that is no Unicode text cannot be written as such."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row["text"])
-        if size >= GROUP_BYTES or len(group) >= GROUP_DOCUMENTS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def write_counts(counts: Counts, path: Path) -> None:

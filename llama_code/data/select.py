@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from llama_code.atomic import unfinished
 from llama_code.data.near_dedup import NUM_PERMUTATIONS, near_duplicates
-from llama_code.data.screen import DUPLICATE, Counts, stack_signatures, unfinished, write_counts
+from llama_code.data.screen import DUPLICATE, Counts, stack_signatures, write_counts
 
 NEAR_DUPLICATE = "near-duplicate"
 PAIRS_FILE = "near_duplicates.jsonl"
@@ -33,7 +34,7 @@ def select(screened: Sequence[Path], num_lent: int, near_dedup: bool, folder: Pa
     counts = Counts()
     sizes = [pq.read_metadata(path).num_rows for path in screened]
     kept = np.zeros(sum(sizes), bool)
-    held_out = np.concatenate([_column(path, "is_held_out").to_numpy(zero_copy_only=False) for path in screened])
+    held_out = np.concatenate([column(path, "is_held_out").to_numpy(zero_copy_only=False) for path in screened])
     kept[_first_of_each(screened, held_out)] = True
     twins: dict[int, int] = {}
     if near_dedup and len(kept):
@@ -54,13 +55,14 @@ def write_array(array: np.ndarray, path: Path) -> None:
         np.save(file, array)
 
 
-def _column(screened: Path, name: str) -> Any:
+def column(screened: Path, name: str) -> Any:
+    """A column of what the first stage wrote for a shard, as an array of pyarrow's."""
     return pq.read_table(screened, columns=[name])[0].combine_chunks()
 
 
 def _first_of_each(screened: Sequence[Path], held_out: np.ndarray) -> np.ndarray:
     """Return the indices of the documents whose digest none before them has; held-out ones come before all others."""
-    digests = b"".join(b"".join(_column(path, "digest").to_pylist()) for path in screened)
+    digests = b"".join(b"".join(column(path, "digest").to_pylist()) for path in screened)
     halves = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     # stable: where digest and split are equal, the order of documents decides
     order = np.lexsort((~held_out, halves[:, 1], halves[:, 0]))

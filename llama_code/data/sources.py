@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Source:
             yield from shard()
 
 
-def open_source(spec: str, off: frozenset[str] = frozenset()) -> Source:
+def open_source(spec: str, off: Collection[str] = ()) -> Source:
     """Return the source that `spec` names, without the filters of its rows that `off` names.
 
     Raises:

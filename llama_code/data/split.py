@@ -17,3 +17,11 @@ def is_held_out(project: str) -> bool:
         blake2b(project.lower().encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
     )
     return name_hash % HELD_OUT_ONE_IN == 0
+
+
+def is_document_held_out(project: str, content_digest: bytes) -> bool:
+    """Return whether a document belongs to the held-out split.
+
+    Where its source names no project it is a project of its own, told apart by its content's digest.
+    """
+    return is_held_out(project or content_digest.hex())

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from llama_code.data import encode, screen, select
@@ -21,6 +20,7 @@ from llama_code.data.fast_encoding import EncodeBatch, batch_encoder
 from llama_code.data.files import standard_library
 from llama_code.data.fim import fim_tokens
 from llama_code.data.options import DataOptions
+from llama_code.data.select import column
 from llama_code.data.sources import Shard, Source, open_source
 from llama_code.errors import UserError
 
@@ -70,6 +70,11 @@ class Plan:
         return Path(self.work, "kept.npy")
 
     @property
+    def offsets(self) -> np.ndarray:
+        """The number of the first document of each shard, and of all documents, once the second stage is done."""
+        return np.asarray(np.load(Path(self.work, "offsets.npy")))
+
+    @property
     def data_options(self) -> DataOptions:
         """What was asked for."""
         return DataOptions(**json.loads(self.options))
@@ -86,7 +91,7 @@ def screen_task(plan: Plan, shard: int, on_bytes: Callable[[int], object] = lamb
     screen.screen(
         _shards(plan)[shard](),
         target,
-        off=frozenset() if is_lent else frozenset(options.filters_off),
+        off=() if is_lent else options.filters_off,
         index=_index(plan) if options.decontaminate and not is_lent else None,
         redacted=options.redact and not is_lent,
         on_bytes=(lambda _: None) if is_lent else on_bytes,
@@ -102,23 +107,20 @@ def select_task(plan: Plan) -> None:
 
 def holds_out(plan: Plan) -> bool:
     """Whether the source holds out documents of its own, once the second stage is done; none are lent to it then."""
-    kept = np.load(plan.kept, mmap_mode="r")
-    first = 0
-    for shard in range(plan.num_shards):
-        held_out = pq.read_table(plan.screened(shard), columns=["is_held_out"])[0].to_numpy().astype(bool)
-        if shard in plan.own_shards and (held_out & kept[first : first + len(held_out)]).any():
-            return True
-        first += len(held_out)
-    return False
+    kept, offsets = np.load(plan.kept, mmap_mode="r"), plan.offsets
+    return any(
+        (kept[offsets[shard] : offsets[shard + 1]] & column(plan.screened(shard), "is_held_out").to_numpy(False)).any()
+        for shard in plan.own_shards
+    )
 
 
-def encode_task(plan: Plan, shard: int, on_bytes: Callable[[int], object] = lambda _: None) -> None:
+def encode_task(plan: Plan, shard: int) -> None:
     """Do the third stage for a shard, if it is needed."""
     target = plan.encoded(shard)
     if target.exists() or (shard < plan.num_lent and holds_out(plan)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    offsets = np.load(plan.kept.with_name("offsets.npy"))
+    offsets = plan.offsets
     kept = np.load(plan.kept, mmap_mode="r")[offsets[shard] : offsets[shard + 1]]
     tokenizer, end_of_text = _tokenizer(plan)
     dtype = encode.token_dtype(tokenizer.get_vocab_size())
@@ -127,28 +129,26 @@ def encode_task(plan: Plan, shard: int, on_bytes: Callable[[int], object] = lamb
     encode.encode(plan.screened(shard), kept, target, _encode_batch(plan), dtype, end_of_text, rate, tokens)
 
 
-def check_unchanged(plan: Plan, source: Source | None = None) -> None:
-    """Check that a source, opened anew where it is not given, is what the plan was made for.
+def open_planned(plan: Plan) -> Source:
+    """Open the source of a plan.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not any more what the plan was made for.
     """
     options = plan.data_options
-    source = source or open_source(options.dataset, frozenset(options.filters_off))
+    source = open_source(options.dataset, options.filters_off)
     if source.fingerprint != plan.fingerprint:
         raise UserError(
             f"--dataset {options.dataset!r} changed while it was prepared; run the same command again to prepare what "
             "it is now"
         )
+    return source
 
 
 @functools.cache
 def _shards(plan: Plan) -> tuple[Shard, ...]:
     """The shards of the source, after those of the standard library where it is lent."""
-    options = plan.data_options
-    source = open_source(options.dataset, frozenset(options.filters_off))
-    check_unchanged(plan, source)
-    return (standard_library().shards if plan.num_lent else ()) + source.shards
+    return (standard_library().shards if plan.num_lent else ()) + open_planned(plan).shards
 
 
 def contaminants(options: DataOptions) -> Texts:

@@ -1,7 +1,6 @@
 """run.json: what a run was made of and what came out of it."""
 
 import json
-import os
 import platform
 import subprocess
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from llama_code.atomic import unfinished
 from llama_code.errors import UserError
 
 RUN_FILE = "run.json"
@@ -98,6 +98,5 @@ def git_commit(repository: Path) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` at once: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    with unfinished(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")

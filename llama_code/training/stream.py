@@ -36,12 +36,13 @@ from llama_code.data.fast_encoding import batch_encoder
 from llama_code.data.files import standard_library
 from llama_code.data.filters import filter_document
 from llama_code.data.fim import encode_documents, fim_tokens
+from llama_code.data.groups import groups
 from llama_code.data.options import DataOptions, check_options
 from llama_code.data.redact import redact
 from llama_code.data.screen import CONTAMINATED, DUPLICATE
 from llama_code.data.shingles import word_hashes
 from llama_code.data.sources import Source, open_source
-from llama_code.data.split import STANDARD_LIBRARY, is_held_out
+from llama_code.data.split import STANDARD_LIBRARY, is_document_held_out
 from llama_code.data.stages import contaminants
 from llama_code.errors import UserError
 from llama_code.training.arguments import Run
@@ -189,7 +190,7 @@ class StreamedRows(IterableDataset):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source.shards))
             for i in range(shard, len(order)):
                 kept = self._kept(self.source.shards[order[i]](), Place(epoch, i, documents, counts))
-                for group in _groups(kept):
+                for group in groups(kept, lambda document: len(document[1]), GROUP_CHARACTERS):
                     encoded = self.encoder.encode([text for _, text in group])
                     num_tokens += sum(map(len, encoded))
                     yield from zip((place for place, _ in group), encoded, strict=True)
@@ -224,8 +225,7 @@ class StreamedRows(IterableDataset):
         self, document: Document, content: bytes | None, content_digest: bytes, is_copy: bool
     ) -> tuple[str | None, str]:
         """Return the text to train on, or why there is none, as the first stage of a preparation decides."""
-        # A row that names no repository is a project of its own, told apart by its content.
-        if content is not None and is_held_out(document.project or content_digest.hex()):
+        if content is not None and is_document_held_out(document.project, content_digest):
             return None, HELD_OUT
         if is_copy:
             return None, DUPLICATE
@@ -240,18 +240,6 @@ class StreamedRows(IterableDataset):
     def _index(self) -> BenchmarkIndex:
         """Only the process that reads the stream needs it."""
         return BenchmarkIndex(self.texts)
-
-
-def _groups(kept: Iterable[tuple[Place, str]]) -> Iterator[list[tuple[Place, str]]]:
-    group, size = [], 0
-    for place, text in kept:
-        group.append((place, text))
-        size += len(text)
-        if size >= GROUP_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 class SaveStream(TrainerCallback):
@@ -310,7 +298,7 @@ def streamed_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
         UserError: an option cannot be what it is, the source cannot be opened, or the checkpoint is of another stream.
     """
     check_options(run.arguments)
-    source = open_source(run.arguments.dataset, frozenset(run.arguments.filters_off))
+    source = open_source(run.arguments.dataset, run.arguments.filters_off)
     encoder = Encoder(tokenizer, run.arguments.fim_rate)
     library = {digest(normalize(document.content or b"")) for document in standard_library().documents()}
     documents = itertools.islice(source.documents(), HELD_OUT_SEARCH_DOCUMENTS)
@@ -345,7 +333,7 @@ def _held_out_rows(
         content = normalize(document.content or b"")
         content_digest = digest(content)
         is_copy = content_digest in digests or (content_digest in library and document.project != STANDARD_LIBRARY)
-        if is_copy or not is_held_out(document.project or content_digest.hex()):
+        if is_copy or not is_document_held_out(document.project, content_digest):
             continue
         text, _ = filter_document(content, off=options.filters_off)
         if text is not None:
