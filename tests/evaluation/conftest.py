@@ -1,3 +1,7 @@
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 from eval_tiny import CODE_PATTERN, CORPUS, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -47,3 +51,18 @@ def model_dir(tmp_path_factory, model, tokenizer) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run eval_code.py's main in this process, in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("eval_code", Path(__file__).parents[2] / "eval_code.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eval_code.py", *map(str, arguments)])
+        script.main()
+
+    return main

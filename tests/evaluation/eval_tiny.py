@@ -1,7 +1,12 @@
-"""Tiny stand-ins for a trained model and its prompts."""
+"""Tiny stand-ins for a trained model and its prompts, and where programs can be judged."""
 
+import sys
+
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux only")
 
 # Punctuation takes the newline and the indent that follow it, as code-aware tokenizers do.
 CODE_PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+(?:\n *)?|\n *|\s+"

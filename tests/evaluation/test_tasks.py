@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from benchmark_files import APPS_ROWS, INFILLING_ROW, MBPP_ROWS, write_all, write_rows
+from eval_tiny import on_linux
 
 from llama_code.errors import UserError
 from llama_code.evaluation.judging import run_programs
@@ -18,8 +18,6 @@ from llama_code.evaluation.tasks import BENCHMARKS, load_benchmark
 from llama_code.judge.levels import choose_level
 from llama_code.judge.pool import judge
 from llama_code.judge.task import Assertions, CallCases, StdinCases, Task
-
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux only")
 
 
 @pytest.fixture
