@@ -93,6 +93,7 @@ def main() -> None:
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)
     model.config.use_cache = True  # Trainer turns it off, and what is saved is for generation
     trainer.save_model()
+    trainer.accelerator.end_training()  # else a thread of the process group may outlive Python, which aborts
     if not is_main:
         return
     step_tokens = run.plan.batch_rows * run.row_length

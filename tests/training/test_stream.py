@@ -312,6 +312,7 @@ accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(di
 loader = accelerator.prepare(DataLoader(rows, batch_size=2))
 batches = [{name: value.tolist() for name, value in batch.items()} for batch in loader]
 Path(output + str(accelerator.process_index)).write_text(json.dumps(batches))
+accelerator.end_training()
 """
 
 
