@@ -28,6 +28,7 @@ from llama_code.data.options import written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
 from llama_code.training.arguments import Run, parse_run
+from llama_code.training.compiled import attention_name, compile_layers
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
 from llama_code.training.run_record import (
     RUN_FILE,
@@ -79,11 +80,13 @@ def main() -> None:
         byte_lengths=torch.tensor([len(text) for text in token_bytes(tokenizer)]),
         flops_per_token=flops,
         peak_flops=peak,
+        z_loss=run.arguments.z_loss,
         processing_class=tokenizer,
     )
     if isinstance(rows, StreamedRows):
         trainer.add_callback(SaveStream(trainer, rows, run.plan.batch_rows))
     log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
+    logger.info(f"  {model.kernels} kernels, attention {attention_name(model)}")
 
     start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
@@ -121,7 +124,7 @@ def main() -> None:
         "device": device_name(arguments.device),
         "num_devices": arguments.world_size,
         "seed": arguments.seed,
-        "recipe": recipe_record(run),
+        "recipe": recipe_record(run, model.kernels),
         "config": model.config.to_dict(),
         "tokenizer": {"name": run.arguments.tokenizer or "tokenizer/", "sha256": tokenizer_sha256},
         "data": {name: data.meta[name] for name in DATA_FIELDS},
@@ -137,14 +140,29 @@ def main() -> None:
 
 
 def build_model(run: Run) -> PreTrainedModel:
-    """Make the untrained model of a run."""
+    """Make the untrained model of a run, on its device, computing and compiled as the run wants it."""
+    arguments = run.training_arguments
     try:
-        return AutoModelForCausalLM.from_config(run.config, attn_implementation=run.arguments.attn_implementation)
+        model = AutoModelForCausalLM.from_config(run.config, attn_implementation=run.arguments.attn_implementation)
     except (ValueError, KeyError, ImportError) as error:
         names = f"--config {run.arguments.config!r} with --attn_implementation {run.arguments.attn_implementation!r}"
         raise UserError(
             f"{names} makes no model ({' '.join(str(error).split())}); correct config.json or choose another attention"
         ) from error
+    model.to(arguments.device)
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else model.dtype
+    try:
+        kernels = model.set_kernels(run.arguments.kernels, dtype)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    if kernels == "fused":
+        if arguments.torch_compile:
+            raise UserError(
+                f"--torch_compile true contradicts --kernels {run.arguments.kernels}, whose layers are compiled one "
+                "by one; leave it out or give --kernels reference"
+            )
+        compile_layers(model)
+    return model
 
 
 def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -173,7 +191,7 @@ def prepared_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     return open_prepared(Path(result.stdout.strip()), run.row_length)
 
 
-def recipe_record(run: Run) -> dict:
+def recipe_record(run: Run, kernels: str) -> dict:
     """Everything about optimization that can move a result."""
     names = "max_steps learning_rate warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm optim"
     arguments = run.training_arguments
@@ -184,6 +202,8 @@ def recipe_record(run: Run) -> dict:
         "lr_scheduler_type": str(arguments.lr_scheduler_type.value),
         "lr_scheduler_kwargs": arguments.lr_scheduler_kwargs,
         "attn_implementation": run.arguments.attn_implementation,
+        "kernels": kernels,
+        "z_loss": run.arguments.z_loss,
         "torch_compile": arguments.torch_compile,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "eval_rows": run.arguments.eval_rows,

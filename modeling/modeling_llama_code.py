@@ -6,6 +6,7 @@ that it can be copied whole to the Hub.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_llama_code import LlamaCodeConfig
+from .kernels import FUSED, REFERENCE, SDPA_BACKENDS, choose_kernels, compute_dtype, packed_linear, sdpa_kernel
+from .linear_cross_entropy import IGNORED, linear_cross_entropy
+from .rope_kernel import split_rope
 
 
 # As in Llama.
@@ -125,9 +129,11 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-# As in Llama, without the options for biases.
+# As in Llama, without the options for biases; the fused kernels pack, split and rotate at once.
 class LlamaCodeAttention(nn.Module):
     """Causal multi-head or grouped-query attention through transformers' attention interface."""
+
+    kernels = REFERENCE
 
     def __init__(self, config: LlamaCodeConfig, layer_idx: int):
         super().__init__()
@@ -155,31 +161,32 @@ class LlamaCodeAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]
-        query = self.q_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if self.kernels == FUSED:
+            packed = packed_linear(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+            num_heads, num_key_value_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+            heads = split_rope(packed, *position_embeddings, num_heads, num_key_value_heads)
+            query, key, value = (x.transpose(1, 2) for x in heads)
+        else:
+            query = self.q_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+            key = self.k_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+            value = self.v_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        with sdpa_kernel(SDPA_BACKENDS, set_priority=True) if self.kernels == FUSED else nullcontext():
+            output, weights = attention(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(*shape, -1).contiguous()), weights
 
 
-# As in Llama, without the options for biases.
+# As in Llama, without the options for biases; the fused kernels pack the two products.
 class LlamaCodeMLP(nn.Module):
     """SwiGLU feed-forward layer (Shazeer 2020, eq. 6)."""
+
+    kernels = REFERENCE
 
     def __init__(self, config: LlamaCodeConfig):
         super().__init__()
@@ -189,7 +196,11 @@ class LlamaCodeMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        if self.kernels == FUSED:
+            gate, up = packed_linear(hidden_states, self.gate_proj, self.up_proj).chunk(2, dim=-1)
+        else:
+            gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 # As in Llama.
@@ -222,6 +233,26 @@ class LlamaCodePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LlamaCodeDecoderLayer, "attentions": LlamaCodeAttention}
+    kernels = REFERENCE
+
+    def set_kernels(self, kernels: str, dtype: torch.dtype | None = None) -> str:
+        """Choose how this model computes from now on; it is no part of the configuration.
+
+        Args:
+            kernels: `reference`, `fused`, or `auto` for the fused ones where they can run.
+            dtype: what the model will compute in, if not in its parameters' dtype.
+
+        Returns:
+            The chosen ones, `reference` or `fused`.
+
+        Raises:
+            ValueError: `kernels` is unknown, or `fused` cannot run; the message says why.
+        """
+        chosen = choose_kernels(kernels, self.config, self.device, dtype or self.dtype)
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = chosen
+        return chosen
 
 
 # As in Llama.
@@ -256,18 +287,22 @@ class LlamaCodeModel(LlamaCodePreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + num_cached
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=position_ids,  # only where they are given: to look for documents in them waits for the GPU
         )
+        if position_ids is None:
+            num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + num_cached
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        if self.kernels == FUSED:
+            hidden_states = hidden_states.to(compute_dtype(hidden_states))
+            position_embeddings = self.rotary_emb(hidden_states.new_empty(0, dtype=torch.float), position_ids)
+        else:
+            position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -304,9 +339,11 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        z_loss: float = 0.0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Return next-token logits and, with labels, the loss.
+        """Return next-token logits and, with labels, the loss; with the fused kernels, labels give no logits.
 
         Args:
             input_ids: `(batch, seq_len)`; or `inputs_embeds`, `(batch, seq_len, hidden_size)`.
@@ -316,8 +353,11 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             past_key_values: keys and values of earlier tokens.
             labels: `(batch, seq_len)`, shifted inside; -100 is ignored.
             logits_to_keep: compute the logits of the last so many positions (all if 0), or of the positions given.
-            kwargs: `num_items_in_batch` divides the summed loss instead of the count of labels of this batch, for
-                gradient accumulation; the rest goes to the attention function.
+            num_items_in_batch: divides the summed loss instead of the count of labels of this batch, for gradient
+                accumulation.
+            z_loss: weight in the loss of the squared log of the softmax's denominator (Chowdhery et al. 2022,
+                section 5).
+            kwargs: for the attention function.
 
         Returns:
             Loss (a scalar in nats a token), logits `(batch, kept_len, vocab_size)`, cache.
@@ -331,11 +371,28 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits = loss = None
+        # LoRA or quantization on the head itself needs the head's own forward.
+        if labels is not None and self.kernels == FUSED and type(self.lm_head) is nn.Linear:
+            hidden_states = outputs.last_hidden_state.flatten(0, 1)
+            hidden_states = hidden_states.to(compute_dtype(hidden_states))
+            targets = _shifted(labels).flatten()
+            loss = linear_cross_entropy(hidden_states, self.lm_head.weight, targets, num_items_in_batch, z_loss)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        if labels is not None and logits is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                **kwargs,
+            )
+            if z_loss:
+                has_loss = _shifted(labels) != IGNORED
+                num_items = has_loss.sum() if num_items_in_batch is None else num_items_in_batch
+                loss = loss + z_loss * (logits.float().logsumexp(-1).square() * has_loss).sum() / num_items
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -343,3 +400,8 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _shifted(labels: torch.Tensor) -> torch.Tensor:
+    """Return each position's next label, `(batch, seq_len)`; the last has none."""
+    return nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]

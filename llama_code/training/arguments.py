@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it would show a NaN as 0.0
     "eval_on_start": True,  # what the untrained model needs, to see what training has brought
     "train_sampling_strategy": "sequential",  # the rows are shuffled already
+    "accelerator_config": None,
     "learning_rate": None,
     "output_dir": None,
     "bf16": None,
@@ -56,6 +57,13 @@ class RunArguments(DataOptions):
     train_tokens: int = field(default=PAPER_TRAIN_TOKENS, metadata={"help": "Length of the run in tokens."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a tokenizer instead of the family's."}
+    )
+    kernels: str = field(
+        default="auto",
+        metadata={"help": "reference, fused, or auto: the fused ones on a GPU where they can run."},
+    )
+    z_loss: float = field(
+        default=0.0, metadata={"help": "Weight in the loss of the squared log of the softmax's denominator."}
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "transformers' attention: sdpa, eager, ..."})
     eval_rows: int = field(
@@ -125,6 +133,8 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             f"--dataloader_num_workers {values['dataloader_num_workers']} contradicts --streaming, which reads in the "
             "training process, where its state is saved; leave it out"
         )
+    if not 0 <= arguments.z_loss < math.inf:
+        raise UserError(f"--z_loss {arguments.z_loss} is not 0 or a positive number; give one such as 1e-4, or none")
     if arguments.eval_rows < 1:
         raise UserError(f"--eval_rows {arguments.eval_rows} is not positive; ask for 1 or more")
     if values["num_train_epochs"] is not None:
@@ -205,6 +215,8 @@ def _decide(
     accumulation = values.pop("gradient_accumulation_steps")
     values["output_dir"] = values["output_dir"] or f"runs/{size}"
     values["bf16"] = (on_gpu and torch.cuda.is_bf16_supported()) if values["bf16"] is None else values["bf16"]
+    if values["accelerator_config"] is None and on_gpu:
+        values["accelerator_config"] = {"non_blocking": True}  # else copying a batch waits for all that the GPU does
     values["num_train_epochs"] = 1
     values["ignore_data_skip"] |= arguments.streaming  # a stream's state is restored, not walked to
     if values["lr_scheduler_kwargs"] is None and values["lr_scheduler_type"] == DEFAULTS["lr_scheduler_type"]:

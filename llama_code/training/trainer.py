@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import nn
 from transformers import Trainer
 
 from llama_code.training.bits_per_byte import CodeLength, code_length
@@ -14,13 +15,15 @@ from llama_code.training.bits_per_byte import CodeLength, code_length
 class CodeTrainer(Trainer):
     """A Trainer over packed rows.
 
-    What differs from Trainer: `evaluate` measures bits per byte, and training logs carry tokens/s and MFU.
+    What differs from Trainer: `evaluate` measures bits per byte, and training logs carry tokens/s and MFU. Layers that
+    are compiled for training are evaluated as they are: batches of other shapes would be compiled for each.
 
     Args:
         held_out_rows: token ids, `(num_rows, row_length)`.
         byte_lengths: bytes of each token id's text, 0 for special tokens, `(vocab_size,)`, int64.
         flops_per_token: FLOPs of training on one token.
         peak_flops: FLOP/s of one device, of which MFU is a share.
+        z_loss: passed to the model with every batch.
         kwargs: Trainer's own.
     """
 
@@ -31,6 +34,7 @@ class CodeTrainer(Trainer):
         byte_lengths: torch.Tensor,
         flops_per_token: float,
         peak_flops: float,
+        z_loss: float = 0.0,
         **kwargs: Any,
     ):
         # Trainer evaluates during training only if it is given something to evaluate on.
@@ -39,15 +43,21 @@ class CodeTrainer(Trainer):
         self.byte_lengths = byte_lengths
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
+        self.z_loss = z_loss
         self.evaluation_seconds = 0.0
         self._last_log: tuple[float, int] | None = None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Add the weight of the z-loss to the inputs."""
+        return super().compute_loss(model, {**inputs, "z_loss": self.z_loss}, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log the bits per byte of the held-out rows, each process its share of them."""
         assert self.model is not None
         started = time.perf_counter()
         share = self.held_out_rows[self.args.process_index :: self.args.world_size]
-        with self.accelerator.autocast():  # in training accelerate wraps the model in it; before, nothing does
+        # In training accelerate wraps the model in autocast; before, nothing does.
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             own = code_length(
                 self.model, share, self.byte_lengths, self.args.per_device_train_batch_size, self.args.device
             )

@@ -1,0 +1,32 @@
+"""Compiling a model's layers for training, and naming the attention that they run."""
+
+import torch
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
+from transformers import PreTrainedModel
+
+from llama_code.modeling.kernels import FUSED
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each decoder layer by itself, in place: the layers are alike, so that one is compiled for all.
+
+    What is between the kernels - norms, activations, residuals, casts - is fused by it. The parameters keep their
+    names. A whole model takes minutes to compile where this takes seconds.
+    """
+    for layer in model.model.layers:
+        layer.compile()
+    model.model.norm.compile()
+
+
+def attention_name(model: PreTrainedModel) -> str:
+    """Name the attention as it runs over whole rows, with PyTorch's backend where that is known."""
+    implementation = model.config._attn_implementation
+    if implementation != "sdpa" or model.kernels != FUSED or model.device.type != "cuda":
+        return implementation
+    heads = (1, model.config.num_attention_heads, 128, model.config.head_dim)
+    query = torch.empty(heads, device=model.device, dtype=torch.bfloat16)
+    parameters = SDPAParams(query, query, query, None, 0.0, True, False)
+    for name, can_use in (("cuDNN", can_use_cudnn_attention), ("flash", can_use_flash_attention)):
+        if can_use(parameters):
+            return f"sdpa ({name})"
+    return "sdpa"

@@ -1,0 +1,78 @@
+"""Which of two ways a model computes: `reference`, transformers' operations one by one, or `fused`.
+
+`fused` packs the query, key and value products into one and the gate and up products into another, splits and rotates
+with a Triton kernel, keeps the residual stream in autocast's dtype, prefers cuDNN's attention, and takes the loss
+without holding all logits. The parameters are the same, and so is what they compute, but for rounding.
+"""
+
+import os
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend
+from torch.nn.attention import sdpa_kernel as sdpa_kernel
+from transformers.configuration_utils import PreTrainedConfig
+
+from .rope_kernel import MAX_HEAD_DIM, triton
+
+AUTO, REFERENCE, FUSED = "auto", "reference", "fused"
+KERNELS = (AUTO, REFERENCE, FUSED)
+# On Hopper cuDNN's attention is 1.7 times as fast as PyTorch's flash attention; which is the default has changed.
+SDPA_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def choose_kernels(kernels: str, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Return `reference` or `fused` for what was asked for.
+
+    Args:
+        kernels: `auto` takes the fused kernels on a GPU where they can run.
+        config, device, dtype: the model's.
+
+    Raises:
+        ValueError: `kernels` is unknown, or the fused ones cannot run.
+    """
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels={kernels!r} is none of {', '.join(KERNELS)}; choose one")
+    obstacle = _obstacle(config, device, dtype)
+    if kernels == FUSED and obstacle:
+        raise ValueError(f"kernels='fused' {obstacle}; use 'reference', or 'auto' to take what can run")
+    # Triton's interpreter is for tests: nobody is given it unasked.
+    return FUSED if kernels == FUSED or (kernels == AUTO and not obstacle and device.type == "cuda") else REFERENCE
+
+
+def _obstacle(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
+    if triton is None:
+        return "needs Triton, which is not installed"
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not is_interpreted:
+        return f"needs a CUDA GPU, and the model is on {device.type}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"takes float32 and bfloat16, and the model computes in {str(dtype).removeprefix('torch.')}"
+    if config.head_dim > MAX_HEAD_DIM:
+        return f"takes a head_dim of at most {MAX_HEAD_DIM}, and the model's is {config.head_dim}"
+    return ""
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which linear layers compute on `x`: autocast's where it is on."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
+
+
+def packed_linear(x: torch.Tensor, *projections: nn.Module) -> torch.Tensor:
+    """Return the outputs of several projections of `x` side by side: `(..., sum of out_features)`.
+
+    The weights are cast and joined for one product; the parameters stay what they are. A projection that is more than
+    a plain linear layer, as LoRA's and quantization's are, is called instead.
+    """
+    if not all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
+        return torch.cat([projection(x) for projection in projections], dim=-1)
+    dtype = compute_dtype(x)
+    return nn.functional.linear(x.to(dtype), torch.cat([projection.weight.to(dtype) for projection in projections]))
