@@ -170,6 +170,11 @@ def timed(arm: Arm, rows: torch.Tensor, least_seconds: float = 0.4) -> None:
     arm.seconds.append((time.perf_counter() - started) / len(ends))
 
 
+def is_finite(model: PreTrainedModel) -> bool:
+    """Whether a model's weights still are numbers."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
 def matmul_flops() -> float:
     """FLOP/s of the fastest bf16 product among some large ones."""
     best = 0.0
@@ -289,6 +294,10 @@ def measure(size: str, options: argparse.Namespace) -> None:
     record("train_step", "bf16 matrix product", size, "P_mm", matmul / 1e12, "TFLOP/s", device)
     print(f"  P_mm {matmul / 1e12:.0f} TFLOP/s; attention of llama-code: {options.attention}", flush=True)
 
+    for name in [name for name, arm in arms.items() if not is_finite(arm.model)]:
+        print(f"  {name}: weights are not finite, and products of NaN are faster than others; no figure", flush=True)
+        del arms[name]
+
     def report(name: str, seconds: list[float], micro_rows: int) -> None:
         middle = statistics.median(seconds)
         figures = {
@@ -314,7 +323,7 @@ def measure(size: str, options: argparse.Namespace) -> None:
             for kind, seconds in write_profile(arms[name], rows, file):
                 print(f"{kind} {1000 * seconds:.1f} ms; ", end="")
             print(flush=True)
-    if TRAINER_ARM in options.arms:
+    if TRAINER_ARM in options.arms and "llama-code, fused" in arms:
         ours = arms.pop("llama-code, fused")
         arms.clear()
         gc.collect()

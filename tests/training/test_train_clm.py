@@ -80,6 +80,29 @@ def test_gradient_accumulation_changes_nothing_but_speed(
         torch.testing.assert_close(parameter, weights[1][name], atol=1e-3, rtol=0)
 
 
+def test_fused_kernels_change_nothing_but_speed(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a z-loss and accumulation; interpreted here, and not compiled: that is Inductor's, and another test's."""
+    argv[argv.index("--train_tokens") + 1] = str(64 * 12 - 30)
+    argv += ["--z_loss", "1e-3", "--batch_tokens", "256", "--per_device_train_batch_size", "2", "--eval_rows", "2"]
+    records = {}
+    for kernels in ("reference", "fused"):
+        argv[argv.index("--output_dir") + 1] = str(tmp_path / kernels)
+        with torch.compiler.set_stance("force_eager"):
+            run(monkeypatch, [*argv, "--kernels", kernels])
+        records[kernels] = json.loads((tmp_path / kernels / "run.json").read_text())
+        assert records[kernels]["recipe"]["kernels"] == kernels and records[kernels]["recipe"]["z_loss"] == 1e-3
+    reference, fused = records["reference"], records["fused"]
+    assert fused["train_loss"] == pytest.approx(reference["train_loss"], abs=1e-4)
+    assert fused["final"]["bits_per_byte"] == pytest.approx(reference["final"]["bits_per_byte"], abs=1e-4)
+    assert fused["config"] == reference["config"]
+    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / kernels).state_dict() for kernels in records]
+    assert weights[0].keys() == weights[1].keys()
+    for name, parameter in weights[0].items():
+        torch.testing.assert_close(parameter, weights[1][name], atol=1e-3, rtol=0)
+
+
 def test_norms_do_not_decay(tmp_path: Path) -> None:
     arguments = parse_run(["--output_dir", str(tmp_path), "--use_cpu", "true"], ROOT / "recipes")
     model = AutoModelForCausalLM.from_config(arguments.config)
@@ -173,6 +196,9 @@ def test_bad_input_is_one_sentence(
         "finished' already holds a finished run; name another": ["--output_dir", str(finished)],
         "--output_dir '/proc/x' cannot be written": ["--output_dir", "/proc/x"],
         "makes no model": ["--attn_implementation", "nonsense"],
+        "--kernels='fast' is none of auto, reference, fused; choose one": ["--kernels", "fast"],
+        "--torch_compile true contradicts --kernels fused, whose layers are compiled one by one; leave it out or give "
+        "--kernels reference": ["--kernels", "fused", "--torch_compile", "true"],
         "already holds checkpoints of an unfinished run; go on from": ["--output_dir", str(unfinished)],
         "cannot be divided by --per_device_train_batch_size 3": [
             *("--batch_tokens", "512", "--per_device_train_batch_size", "3")
@@ -186,6 +212,19 @@ def test_bad_input_is_one_sentence(
         *progress, sentence = error.strip().split("\n")
         assert message in sentence and sentence.startswith("error: ") and "Traceback" not in error, error
         assert all("screening" in line for line in progress), error
+
+
+def test_fused_kernels_without_a_gpu_are_one_sentence(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, [*argv, "--kernels", "fused"])
+    assert stop.value.code == 2
+    assert capfd.readouterr().err.strip() == (
+        "error: --kernels='fused' needs a CUDA GPU, and the model is on cpu; "
+        "use 'reference', or 'auto' to take what can run"
+    )
 
 
 @pytest.mark.parametrize("launcher", [[sys.executable], [sys.executable, "-m", "accelerate.commands.launch"]])
