@@ -6,6 +6,10 @@ from transformers import PreTrainedModel
 
 from llama_code.modeling.kernels import FUSED
 
+# Reductions along rows and columns in one kernel, as a norm's backward has them, give wrong gradients in some graphs:
+# https://github.com/pytorch/pytorch/issues/193061 (2.10 to 2.13), https://github.com/pytorch/pytorch/issues/190796.
+INDUCTOR_OPTIONS = {"triton.mix_order_reduction": False}
+
 
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile each decoder layer by itself, in place: the layers are alike, so that one is compiled for all.
@@ -14,8 +18,8 @@ def compile_layers(model: PreTrainedModel) -> None:
     names. A whole model takes minutes to compile where this takes seconds.
     """
     for layer in model.model.layers:
-        layer.compile()
-    model.model.norm.compile()
+        layer.compile(options=INDUCTOR_OPTIONS)
+    model.model.norm.compile(options=INDUCTOR_OPTIONS)
 
 
 def attention_name(model: PreTrainedModel) -> str:
