@@ -6,6 +6,7 @@ without holding all logits. The parameters are the same, and so is what they com
 """
 
 import os
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -69,10 +70,17 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 def packed_linear(x: torch.Tensor, *projections: nn.Module) -> torch.Tensor:
     """Return the outputs of several projections of `x` side by side: `(..., sum of out_features)`.
 
-    The weights are cast and joined for one product; the parameters stay what they are. A projection that is more than
-    a plain linear layer, as LoRA's and quantization's are, is called instead.
+    The weights are cast and joined for one product; the parameters stay what they are. Where a projection is more than
+    a plain linear layer, as LoRA's and quantization's are, or has hooks, each is called instead.
     """
-    if not all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
-        return torch.cat([projection(x) for projection in projections], dim=-1)
     dtype = compute_dtype(x)
-    return nn.functional.linear(x.to(dtype), torch.cat([projection.weight.to(dtype) for projection in projections]))
+    weights = [projection.weight.to(dtype) for projection in projections if is_plain_linear(projection)]
+    if len(weights) < len(projections):
+        return torch.cat([projection(x) for projection in projections], dim=-1)
+    return nn.functional.linear(x.to(dtype), torch.cat(weights))
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module's weight is all that calling it would do."""
+    has_hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return type(module) is nn.Linear and module.bias is None and not has_hooks

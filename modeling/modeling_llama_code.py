@@ -23,7 +23,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_llama_code import LlamaCodeConfig
-from .kernels import FUSED, REFERENCE, SDPA_BACKENDS, choose_kernels, compute_dtype, packed_linear, sdpa_kernel
+from .kernels import (
+    FUSED,
+    REFERENCE,
+    SDPA_BACKENDS,
+    choose_kernels,
+    compute_dtype,
+    is_plain_linear,
+    packed_linear,
+    sdpa_kernel,
+)
 from .linear_cross_entropy import IGNORED, linear_cross_entropy
 from .rope_kernel import split_rope
 
@@ -250,7 +259,7 @@ class LlamaCodePreTrainedModel(PreTrainedModel):
         """
         chosen = choose_kernels(kernels, self.config, self.device, dtype or self.dtype)
         for module in self.modules():
-            if hasattr(module, "kernels"):
+            if isinstance(module, LlamaCodeAttention | LlamaCodeMLP | LlamaCodePreTrainedModel):
                 module.kernels = chosen
         return chosen
 
@@ -372,8 +381,8 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = loss = None
-        # LoRA or quantization on the head itself needs the head's own forward.
-        if labels is not None and self.kernels == FUSED and type(self.lm_head) is nn.Linear:
+        # LoRA, quantization or a hook on the head itself needs the head's own forward.
+        if labels is not None and self.kernels == FUSED and is_plain_linear(self.lm_head):
             hidden_states = outputs.last_hidden_state.flatten(0, 1)
             hidden_states = hidden_states.to(compute_dtype(hidden_states))
             targets = _shifted(labels).flatten()

@@ -134,10 +134,10 @@ def split_rope(
     Returns:
         Query, key and value, each `(batch, seq_len, its number of heads, head_dim)`, contiguous, in `qkv`'s dtype.
     """
-    outputs = _empty_split(qkv, cos, num_heads, num_key_value_heads)
+    query, key, value = _empty_split(qkv, cos, num_heads, num_key_value_heads)
     if qkv.numel():
-        _launch(qkv.contiguous(), *outputs, cos, sin, to_packed=False)
-    return outputs
+        _launch(qkv.contiguous(), query, key, value, cos, sin, to_packed=False)
+    return query, key, value
 
 
 @torch.library.custom_op("llama_code::merge_rope", mutates_args=())

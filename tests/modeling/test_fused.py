@@ -203,6 +203,18 @@ def test_lora() -> None:
     assert gradients(fused) and all("lora_" in name for name in gradients(fused))
 
 
+def test_hooks_are_called() -> None:
+    """Those of a projection and of the head, which a packed product would pass over."""
+    reference, fused = models()
+    seen: list[torch.Size] = []
+    for model in (reference, fused):
+        key = model.model.layers[0].self_attn.k_proj
+        key.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+        model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    assert_same_step(reference, fused)
+    assert len(seen) == 4 and seen[:2] == seen[2:]
+
+
 FSDP = """
 import gc, json, sys
 from pathlib import Path
