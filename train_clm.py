@@ -86,7 +86,7 @@ def main() -> None:
     if isinstance(rows, StreamedRows):
         trainer.add_callback(SaveStream(trainer, rows, run.plan.batch_rows))
     log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
-    logger.info(f"  {model.kernels} kernels, attention {attention_name(model)}")
+    logger.info(f"  {model.kernels} kernels, attention {attention_name(model, run.training_arguments.bf16)}")
 
     start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
@@ -155,6 +155,8 @@ def build_model(run: Run) -> PreTrainedModel:
         kernels = model.set_kernels(run.arguments.kernels, dtype)
     except ValueError as error:
         raise UserError(f"--{error}") from error
+    if arguments.torch_compile:
+        torch._inductor.config.triton.mix_order_reduction = False  # as in compile_layers
     if kernels == "fused":
         if arguments.torch_compile:
             raise UserError(

@@ -350,7 +350,7 @@ def main() -> None:
     options = parser.parse_args()
     options.micro_rows = {"m1": 64, "m2": 64, "m3": 16}
     torch._dynamo.config.automatic_dynamic_shapes = False  # another micro-batch is compiled for its own shape
-    options.attention = attention_name(fused(LlamaCodeConfig.from_pretrained(RECIPES / "m1"), compiled=False))
+    options.attention = attention_name(fused(LlamaCodeConfig.from_pretrained(RECIPES / "m1"), compiled=False), True)
     for size in options.sizes:
         measure(size, options)
         gc.collect()

@@ -5,16 +5,14 @@ with a Triton kernel, keeps the residual stream in autocast's dtype, prefers cuD
 without holding all logits. The parameters are the same, and so is what they compute, but for rounding.
 """
 
-import os
-from typing import TypeGuard
-
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 from torch.nn.attention import sdpa_kernel as sdpa_kernel
 from transformers.configuration_utils import PreTrainedConfig
 
-from .rope_kernel import MAX_HEAD_DIM, triton
+from .rope_kernel import MAX_HEAD_DIM
+from .triton_support import is_interpreted, triton
 
 AUTO, REFERENCE, FUSED = "auto", "reference", "fused"
 KERNELS = (AUTO, REFERENCE, FUSED)
@@ -49,8 +47,7 @@ def choose_kernels(kernels: str, config: PreTrainedConfig, device: torch.device,
 def _obstacle(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
     if triton is None:
         return "needs Triton, which is not installed"
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not is_interpreted:
+    if device.type != "cuda" and not is_interpreted():
         return f"needs a CUDA GPU, and the model is on {device.type}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return f"needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
@@ -67,20 +64,22 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
-def packed_linear(x: torch.Tensor, *projections: nn.Module) -> torch.Tensor:
+def packed_linear(x: torch.Tensor, *projections: nn.Linear) -> torch.Tensor:
     """Return the outputs of several projections of `x` side by side: `(..., sum of out_features)`.
 
-    The weights are cast and joined for one product; the parameters stay what they are. Where a projection is more than
-    a plain linear layer, as LoRA's and quantization's are, or has hooks, each is called instead.
+    In training the weights are cast and joined for one product; the parameters stay what they are. Where a projection
+    is more than a plain linear layer, as LoRA's and quantization's are, or has hooks, each is called instead; without
+    gradients, too: to decode a token, joining would move all weights twice more.
     """
-    dtype = compute_dtype(x)
-    weights = [projection.weight.to(dtype) for projection in projections if is_plain_linear(projection)]
-    if len(weights) < len(projections):
+    if not torch.is_grad_enabled() or not all(map(is_plain_linear, projections)):
         return torch.cat([projection(x) for projection in projections], dim=-1)
+    dtype = compute_dtype(x)
+    weights = [projection.weight.to(dtype) for projection in projections]
     return nn.functional.linear(x.to(dtype), torch.cat(weights))
 
 
-def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module's weight is all that calling it would do."""
-    has_hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return type(module) is nn.Linear and module.bias is None and not has_hooks
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module's weight is all that calling it would use."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    is_plain = type(module) is nn.Linear and module.bias is None and type(module.weight) is nn.Parameter
+    return is_plain and not any(hooks) and "forward" not in module.__dict__

@@ -352,7 +352,7 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
         z_loss: float = 0.0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Return next-token logits and, with labels, the loss; with the fused kernels, labels give no logits.
+        """Return next-token logits and, with labels, the loss; fused kernels give no logits where gradients are taken.
 
         Args:
             input_ids: `(batch, seq_len)`; or `inputs_embeds`, `(batch, seq_len, hidden_size)`.
@@ -381,8 +381,8 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = loss = None
-        # LoRA, quantization or a hook on the head itself needs the head's own forward.
-        if labels is not None and self.kernels == FUSED and is_plain_linear(self.lm_head):
+        # LoRA, quantization or a hook on the head itself needs the head's own forward; evaluation wants the logits.
+        if labels is not None and self.kernels == FUSED and torch.is_grad_enabled() and is_plain_linear(self.lm_head):
             hidden_states = outputs.last_hidden_state.flatten(0, 1)
             hidden_states = hidden_states.to(compute_dtype(hidden_states))
             targets = _shifted(labels).flatten()

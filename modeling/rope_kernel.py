@@ -7,11 +7,7 @@ back, into one tensor, as the packed product's own gradient needs it.
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # the kernels are asked for by name, and refused where there is no Triton
-    triton = None
+from .triton_support import check_launch, operator_name, tl, triton
 
 MAX_HEAD_DIM = 256
 BLOCK_TOKENS = 8
@@ -95,32 +91,25 @@ if triton is not None:
 
 
 def _launch(qkv, query, key, value, cos, sin, to_packed: bool) -> None:
+    check_launch(qkv)
     batch, seq_len, num_heads, head_dim = query.shape
     num_tokens = batch * seq_len
     cos, sin = cos.contiguous(), sin.contiguous()
-    _rope_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS),)](
-        qkv,
-        query,
-        key,
-        value,
-        cos,
-        sin,
-        num_tokens,
-        seq_len,
-        cos.stride(0) if len(cos) > 1 else 0,
-        query.stride()[:3],
-        key.stride()[:3],
-        value.stride()[:3],
-        NUM_HEADS=num_heads,
-        NUM_KEY_VALUE_HEADS=key.shape[2],
-        TO_PACKED=to_packed,
-        HALF=head_dim // 2,
-        BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
-        BLOCK_TOKENS=BLOCK_TOKENS,
-    )
+    with torch.cuda.device_of(qkv):
+        _rope_kernel[(triton.cdiv(num_tokens, BLOCK_TOKENS),)](
+            *(qkv, query, key, value, cos, sin, num_tokens, seq_len),
+            cos.stride(0) if len(cos) > 1 else 0,
+            *(x.stride()[:3] for x in (query, key, value)),
+            NUM_HEADS=num_heads,
+            NUM_KEY_VALUE_HEADS=key.shape[2],
+            TO_PACKED=to_packed,
+            HALF=head_dim // 2,
+            BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+            BLOCK_TOKENS=BLOCK_TOKENS,
+        )
 
 
-@torch.library.custom_op("llama_code::split_rope", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "split_rope"), mutates_args=())
 def split_rope(
     qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int, num_key_value_heads: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -134,13 +123,15 @@ def split_rope(
     Returns:
         Query, key and value, each `(batch, seq_len, its number of heads, head_dim)`, contiguous, in `qkv`'s dtype.
     """
+    assert qkv.shape[-1] == (num_heads + 2 * num_key_value_heads) * cos.shape[-1]
+    assert cos.shape == sin.shape and cos.shape[1] == qkv.shape[1] and len(cos) in (1, len(qkv))
     query, key, value = _empty_split(qkv, cos, num_heads, num_key_value_heads)
     if qkv.numel():
         _launch(qkv.contiguous(), query, key, value, cos, sin, to_packed=False)
     return query, key, value
 
 
-@torch.library.custom_op("llama_code::merge_rope", mutates_args=())
+@torch.library.custom_op(operator_name(__name__, "merge_rope"), mutates_args=())
 def _merge_rope(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:

@@ -135,6 +135,11 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
         )
     if not 0 <= arguments.z_loss < math.inf:
         raise UserError(f"--z_loss {arguments.z_loss} is not 0 or a positive number; give one such as 1e-4, or none")
+    if arguments.z_loss and values["label_smoothing_factor"]:
+        raise UserError(
+            f"--z_loss {arguments.z_loss} contradicts --label_smoothing_factor {values['label_smoothing_factor']}, "
+            "with which Trainer computes the loss outside the model; leave one of them out"
+        )
     if arguments.eval_rows < 1:
         raise UserError(f"--eval_rows {arguments.eval_rows} is not positive; ask for 1 or more")
     if values["num_train_epochs"] is not None:

@@ -22,13 +22,19 @@ def compile_layers(model: PreTrainedModel) -> None:
     model.model.norm.compile(options=INDUCTOR_OPTIONS)
 
 
-def attention_name(model: PreTrainedModel) -> str:
-    """Name the attention as it runs over whole rows, with PyTorch's backend where that is known."""
+def attention_name(model: PreTrainedModel, autocast: bool) -> str:
+    """Name the attention as it runs over whole rows, with PyTorch's backend where that is known.
+
+    Args:
+        model: with the kernels that it is to run.
+        autocast: whether it will run under bf16 autocast.
+    """
     implementation = model.config._attn_implementation
     if implementation != "sdpa" or model.kernels != FUSED or model.device.type != "cuda":
         return implementation
+    dtype = torch.bfloat16 if autocast else model.dtype
     heads = (1, model.config.num_attention_heads, 128, model.config.head_dim)
-    query = torch.empty(heads, device=model.device, dtype=torch.bfloat16)
+    query = torch.empty(heads, device=model.device, dtype=dtype)
     parameters = SDPAParams(query, query, query, None, 0.0, True, False)
     for name, can_use in (("cuDNN", can_use_cudnn_attention), ("flash", can_use_flash_attention)):
         if can_use(parameters):

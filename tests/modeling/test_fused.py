@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM, kernels, rope_kernel
+from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM, kernels, modeling_llama_code, triton_support
 from llama_code.training.compiled import compile_layers
 from tests.modeling.test_llama_equivalence import SHAPE, VARIANTS, pair, tokens
 
@@ -62,7 +63,7 @@ def test_loss_and_every_gradient(variant: str) -> None:
     assert_same_step(*models(variant), **batch(), num_items_in_batch=50, z_loss=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (2, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (1, 33), (2, 64)], ids=str)
 def test_odd_shapes(shape: tuple[int, int]) -> None:
     reference, fused = models()
     inputs = batch(*shape) | {"num_items_in_batch": torch.tensor(7)}
@@ -100,11 +101,57 @@ def test_padding_documents_and_cache() -> None:
         assert torch.equal(reference.generate(ids, **options), fused.generate(ids, **options))
 
 
-def test_labels_give_no_logits() -> None:
-    _, fused = models()
+def test_labels_give_no_logits_in_training() -> None:
+    reference, fused = models()
     output = fused(**batch())
     assert output.logits is None and output.loss.dtype == torch.float32
     assert fused(batch()["input_ids"]).logits is not None
+    with torch.no_grad():  # as Trainer evaluates
+        expected, actual = reference(**batch()), fused(**batch())
+    for name in ("loss", "logits"):
+        torch.testing.assert_close(actual[name], expected[name], atol=TOLERANCE, rtol=0)
+
+
+def test_the_fused_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal results would not show it."""
+    calls = []
+
+    def counted(name: str):
+        original = getattr(modeling_llama_code, name)
+        return lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs)
+
+    for name in ("split_rope", "packed_linear", "linear_cross_entropy", "sdpa_kernel"):
+        monkeypatch.setattr(modeling_llama_code, name, counted(name))
+    reference, fused = models()
+    reference(**batch())
+    assert not calls
+    fused(**batch())
+    layer = ["packed_linear", "split_rope", "sdpa_kernel", "packed_linear"]
+    assert calls == layer * SHAPE["num_hidden_layers"] + ["linear_cross_entropy"]
+
+
+def test_a_model_that_left_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = models()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(
+        ValueError, match=r"kernels='fused' needs a CUDA GPU, and the model is on cpu; set_kernels\('re"
+    ):
+        fused.cpu()(tokens(1, 5))
+    fused.set_kernels("reference")
+    assert fused(tokens(1, 5)).logits is not None
+
+
+def test_copies_of_the_code_have_operators_of_their_own(tmp_path: Path) -> None:
+    """As two checkpoints with their code have: the later one must not take over the earlier one's."""
+    shutil.copytree(ROOT / "modeling", tmp_path / "copied_modeling", ignore=shutil.ignore_patterns("__pycache__"))
+    program = (
+        "import llama_code.modeling.rope_kernel as ours, copied_modeling.rope_kernel as copied\n"
+        "assert ours.split_rope._qualname != copied.split_rope._qualname\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    # the copy registers its model for the Auto classes, too, which only one module can
+    (tmp_path / "copied_modeling" / "__init__.py").write_text("")
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=100)
 
 
 def test_z_loss_of_the_reference() -> None:
@@ -211,8 +258,11 @@ def test_hooks_are_called() -> None:
         key = model.model.layers[0].self_attn.k_proj
         key.register_forward_hook(lambda module, args, output: seen.append(output.shape))
         model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+        up, gate = model.model.layers[1].mlp.up_proj, model.model.layers[2].mlp.gate_proj
+        up.register_full_backward_pre_hook(lambda module, gradients: seen.append(gradients[0].shape))
+        gate.forward = lambda x, gate=gate: seen.append(x.shape) or nn.functional.linear(x, gate.weight)
     assert_same_step(reference, fused)
-    assert len(seen) == 4 and seen[:2] == seen[2:]
+    assert len(seen) == 8 and seen[:3] == seen[3:6]  # forward passes of both, then their backward passes
 
 
 FSDP = """
@@ -312,7 +362,7 @@ def test_what_cannot_be_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_triton(tmp_path: Path) -> None:
     """The package loads, and computes as the reference does."""
-    assert rope_kernel.triton is not None
+    assert triton_support.triton is not None
     (tmp_path / "triton.py").write_text("raise ImportError('no Triton here')\n")
     program = (
         "from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM\n"

@@ -141,6 +141,56 @@ def test_ignored_tokens_have_no_loss_and_no_gradient() -> None:
     assert loss == 0 and not hidden.grad.any() and not weight.grad.any()
 
 
+def inputs(num_tokens: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(num_tokens, 4, device=DEVICE, requires_grad=True)
+    weight = torch.randn(10, 4, device=DEVICE, requires_grad=True)
+    return hidden, weight, torch.randint(10, (num_tokens,), device=DEVICE)
+
+
+def test_strided_targets() -> None:
+    hidden, weight, targets = inputs(8)
+    strided = torch.stack([targets, targets + 1000], 1)[:, 0]
+    assert linear_cross_entropy(hidden, weight, strided) == linear_cross_entropy(hidden, weight, targets)
+
+
+def test_targets_that_do_not_fit() -> None:
+    hidden, weight, targets = inputs()
+    with pytest.raises(ValueError, match=r"targets have the shape \(5,\), not one for each of 6 tokens"):
+        linear_cross_entropy(hidden, weight, targets[:5])
+    for label in (10, 5000, -1, -7):
+        targets[3] = label
+        assert linear_cross_entropy(hidden, weight, targets).isnan()
+
+
+def test_frozen_inputs_get_no_gradient() -> None:
+    expected = None
+    for hidden_needs, weight_needs in ((True, True), (True, False), (False, True)):
+        torch.manual_seed(0)
+        hidden, weight, targets = inputs()
+        hidden.requires_grad_(hidden_needs)
+        weight.requires_grad_(weight_needs)
+        linear_cross_entropy(hidden, weight, targets).backward()
+        expected = expected or (hidden.grad, weight.grad)
+        for x, is_needed, gradient in zip((hidden, weight), (hidden_needs, weight_needs), expected, strict=True):
+            assert torch.equal(x.grad, gradient) if is_needed else x.grad is None
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    hidden, weight, targets = inputs()
+    (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        gradient.square().sum().backward()
+
+
+def test_gradients_are_scaled_in_fp32() -> None:
+    hidden = torch.randn(6, 4, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    _, weight, targets = inputs()
+    loss = linear_cross_entropy(hidden, weight, targets)
+    (whole,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    (third,) = torch.autograd.grad(loss / 3, hidden)
+    assert torch.equal(third, (whole.float() / 3).to(torch.bfloat16))
+
+
 def test_operators_have_fakes_and_gradients() -> None:
     """PyTorch's own checks of custom operators, under which torch.compile can be trusted with them."""
     qkv = torch.randn(2, 5, 5 * 6, device=DEVICE, requires_grad=True)
@@ -150,7 +200,7 @@ def test_operators_have_fakes_and_gradients() -> None:
     targets = torch.randint(10, (6,), device=DEVICE)
     scale = torch.tensor(0.5, device=DEVICE)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(module._summed_loss, (hidden, weight, targets, scale, 0.0, True), test_utils=tests)
+    torch.library.opcheck(module._summed_loss, (hidden, weight, targets, scale, 0.0, True, True), test_utils=tests)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
