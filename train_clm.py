@@ -27,6 +27,7 @@ import llama_code.modeling  # noqa: F401  (registers the models)
 from llama_code.data.options import written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
+from llama_code.modeling.kernels import FUSED
 from llama_code.training.arguments import Run, parse_run
 from llama_code.training.compiled import attention_name, compile_layers
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
@@ -155,15 +156,15 @@ def build_model(run: Run) -> PreTrainedModel:
         kernels = model.set_kernels(run.arguments.kernels, dtype)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    if arguments.torch_compile:
-        torch._inductor.config.triton.mix_order_reduction = False  # as in compile_layers
-    if kernels == "fused":
-        if arguments.torch_compile:
-            raise UserError(
-                f"--torch_compile true contradicts --kernels {run.arguments.kernels}, whose layers are compiled one "
-                "by one; leave it out or give --kernels reference"
-            )
+    if kernels == FUSED and arguments.torch_compile:
+        raise UserError(
+            f"--torch_compile true contradicts --kernels {run.arguments.kernels}, whose layers are compiled one by "
+            "one; leave it out or give --kernels reference"
+        )
+    if kernels == FUSED:
         compile_layers(model)
+    elif arguments.torch_compile:
+        torch._inductor.config.triton.mix_order_reduction = False  # as in compile_layers
     return model
 
 

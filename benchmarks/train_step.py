@@ -330,6 +330,9 @@ def measure(size: str, options: argparse.Namespace) -> None:
         torch.cuda.empty_cache()
         num_steps = 8 if size == "m3" else 25
         seconds, waits = through_trainer(size, ours, data, num_steps)
+        if not is_finite(ours.model):
+            print(f"  {TRAINER_ARM}: weights are not finite; no figure", flush=True)
+            return
         report(TRAINER_ARM, seconds, ours.micro_rows)
         ours.seconds.clear()
         for _ in range(2):

@@ -8,7 +8,6 @@ without holding all logits. The parameters are the same, and so is what they com
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
-from torch.nn.attention import sdpa_kernel as sdpa_kernel
 from transformers.configuration_utils import PreTrainedConfig
 
 from .rope_kernel import MAX_HEAD_DIM

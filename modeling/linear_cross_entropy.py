@@ -33,7 +33,7 @@ if triton is not None:
         row = tl.program_id(0).to(tl.int64)
         logits += row * vocab_size
         target = tl.load(targets + row)
-        is_ignored = target == -100
+        is_ignored = target == -100  # IGNORED, which a kernel cannot read
         # Before anything is written here: no barrier stands between this and the stores below.
         target_logit = tl.load(logits + tl.minimum(tl.maximum(target, 0), vocab_size - 1)).to(tl.float32)
         factor = tl.where(is_ignored, 0.0, tl.load(scale))

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import nn
+from torch.nn.attention import sdpa_kernel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -31,7 +32,6 @@ from .kernels import (
     compute_dtype,
     is_plain_linear,
     packed_linear,
-    sdpa_kernel,
 )
 from .linear_cross_entropy import IGNORED, linear_cross_entropy
 from .rope_kernel import split_rope

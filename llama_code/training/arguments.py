@@ -36,7 +36,6 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it would show a NaN as 0.0
     "eval_on_start": True,  # what the untrained model needs, to see what training has brought
     "train_sampling_strategy": "sequential",  # the rows are shuffled already
-    "accelerator_config": None,
     "learning_rate": None,
     "output_dir": None,
     "bf16": None,

@@ -19,6 +19,7 @@ from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM, kernels, 
 from llama_code.training.compiled import compile_layers
 from tests.modeling.test_llama_equivalence import SHAPE, VARIANTS, pair, tokens
 
+pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1e-5
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ from llama_code.modeling.linear_cross_entropy import IGNORED, linear_cross_entro
 from llama_code.modeling.modeling_llama_code import apply_rotary_pos_emb
 from llama_code.modeling.rope_kernel import split_rope
 
+pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative, by norms: of fp32 arithmetic, and of results that are rounded to bf16.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

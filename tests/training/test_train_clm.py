@@ -84,6 +84,7 @@ def test_fused_kernels_change_nothing_but_speed(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a z-loss and accumulation; interpreted here, and not compiled: that is Inductor's, and another test's."""
+    pytest.importorskip("triton")
     argv[argv.index("--train_tokens") + 1] = str(64 * 12 - 30)
     argv += ["--z_loss", "1e-3", "--batch_tokens", "256", "--per_device_train_batch_size", "2", "--eval_rows", "2"]
     records = {}
