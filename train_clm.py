@@ -27,7 +27,7 @@ import llama_code.modeling  # noqa: F401  (registers the models)
 from llama_code.data.options import written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
-from llama_code.modeling.kernels import FUSED
+from llama_code.modeling.kernels import AUTO, FUSED, REFERENCE
 from llama_code.training.arguments import Run, parse_run
 from llama_code.training.compiled import attention_name, compile_layers
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
@@ -151,16 +151,18 @@ def build_model(run: Run) -> PreTrainedModel:
             f"{names} makes no model ({' '.join(str(error).split())}); correct config.json or choose another attention"
         ) from error
     model.to(arguments.device)
+    asked = run.arguments.kernels
+    if asked == FUSED and arguments.torch_compile:
+        raise UserError(
+            "--torch_compile true contradicts --kernels fused, whose layers are compiled one by one; leave one out"
+        )
+    # What --torch_compile compiles as a whole is the reference.
+    asked = REFERENCE if asked == AUTO and arguments.torch_compile else asked
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else model.dtype
     try:
-        kernels = model.set_kernels(run.arguments.kernels, dtype)
+        kernels = model.set_kernels(asked, dtype)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    if kernels == FUSED and arguments.torch_compile:
-        raise UserError(
-            f"--torch_compile true contradicts --kernels {run.arguments.kernels}, whose layers are compiled one by "
-            "one; leave it out or give --kernels reference"
-        )
     if kernels == FUSED:
         compile_layers(model)
     elif arguments.torch_compile:

@@ -1,11 +1,12 @@
 """Speed of a training step on one GPU: llama-code's fused kernels, and Trainer over them, against transformers' Llama.
 
-    python benchmarks/train_step.py [--sizes m1 m2 m3] [--arms NAME ...] [--rounds 3] [--profile FOLDER]
+    python benchmarks/train_step.py [--sizes m1 m2 m3] [--arms NAME ...] [--rounds 5] [--profile FOLDER]
 
 Every arm takes the same optimizer step - forward, backward, clipping, fused AdamW over the same global batch - with
-the largest micro-batch that fits beside the others. The arms take turns, and medians count. transformers' arms have
-bf16 weights and optimizer states, which is their fastest way; llama-code's have fp32 ones under bf16 autocast, as
-train_clm.py trains, unless their name says bf16. P_mm is the largest rate of bf16 products seen in the same run.
+the largest micro-batch that fits. The arms take turns, each with the GPU to itself, and medians count. transformers'
+arms have bf16 weights and optimizer states, which is their fastest way; llama-code's have fp32 ones under bf16
+autocast, as train_clm.py trains, unless their name says bf16. P_mm is the largest rate of bf16 products seen in the
+same run.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from llama_code.training.trainer import CodeTrainer
 RECIPES = Path(__file__).parents[1] / "recipes"
 ROW_LENGTH = 2048
 BATCH_ROWS = {"m1": 64, "m2": 64, "m3": 128}  # 128k tokens, and 256k for m3
+# What is tried first, and halved until it fits.
+MICRO_ROWS = {"m1": 64, "m2": 64, "m3": 32, ("m3", "transformers, torch.compile"): 16}
 TRAINER_ARM = "llama-code, Trainer"
 ROTATE = modeling_llama.apply_rotary_pos_emb
 
@@ -46,7 +49,6 @@ class Arm:
         micro_rows: rows of a forward pass; halved until a step fits.
         autocast: whether the forward pass runs under bf16 autocast.
         rotate: what transformers' Llama calls for RoPE, which Liger replaces for a whole process.
-        own_bytes: what its weights, gradients and optimizer states take between steps.
     """
 
     model: PreTrainedModel
@@ -54,14 +56,14 @@ class Arm:
     micro_rows: int
     autocast: bool
     rotate: Callable
-    own_bytes: int = 0
     peak_bytes: int = 0
     seconds: list[float] = field(default_factory=list)
 
     def step(self, rows: torch.Tensor) -> None:
         """Take one optimizer step on `rows`, `(batch_rows, row_length)`, int64, on the GPU."""
         modeling_llama.apply_rotary_pos_emb = self.rotate
-        num_items = torch.tensor(rows.shape[0] * (rows.shape[1] - 1), device=rows.device)
+        # Filled on the GPU: a copy of a number from the host would wait for all that is queued.
+        num_items = torch.full((), rows.shape[0] * (rows.shape[1] - 1), device=rows.device)
         for ids in rows.split(self.micro_rows):
             with torch.autocast("cuda", torch.bfloat16) if self.autocast else contextlib.nullcontext():
                 loss = self.model(input_ids=ids, labels=ids, num_items_in_batch=num_items, use_cache=False).loss
@@ -69,6 +71,14 @@ class Arm:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def move(self, device: str) -> None:
+        """Move weights and optimizer states, in place: out of the way of another arm, or back."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors += [x for state in self.optimizer.state.values() for x in state.values()]
+        for x in tensors:
+            x.data = x.data.to(device)
+        torch.cuda.empty_cache()
 
 
 def llama(config: LlamaCodeConfig) -> LlamaForCausalLM:
@@ -122,7 +132,6 @@ ARMS: dict[str, tuple[Callable[[LlamaCodeConfig], PreTrainedModel], bool]] = {
 
 def build(name: str, config: LlamaCodeConfig, rows: torch.Tensor, micro_rows: int) -> Arm:
     """Make an arm and let it take a step, with the largest micro-batch up to `micro_rows` that fits."""
-    before = torch.cuda.memory_allocated()
     torch.manual_seed(0)
     make, autocast = ARMS[name]
     model = make(config).train()
@@ -131,12 +140,11 @@ def build(name: str, config: LlamaCodeConfig, rows: torch.Tensor, micro_rows: in
     arm = Arm(model, optimizer, micro_rows, autocast, rotate)
     seconds = fit(arm, rows)
     print(f"  {name}: {arm.micro_rows} rows, first step {seconds:.1f} s", flush=True)
-    arm.own_bytes = torch.cuda.memory_allocated() - before
     return arm
 
 
 def fit(arm: Arm, rows: torch.Tensor) -> float:
-    """Halve an arm's micro-batch until a step fits beside the other arms; return the seconds of that step."""
+    """Halve an arm's micro-batch until a step fits; return the seconds of that step."""
     while True:
         gc.collect()
         torch.cuda.empty_cache()
@@ -151,13 +159,10 @@ def fit(arm: Arm, rows: torch.Tensor) -> float:
 
 
 def timed(arm: Arm, rows: torch.Tensor, least_seconds: float = 0.4) -> None:
-    """Let an arm take steps for a while, and note the seconds of one, and the memory that it took by itself."""
-    if not arm.seconds:
-        others = torch.cuda.memory_allocated() - arm.own_bytes
-        torch.cuda.reset_peak_memory_stats()
-        arm.step(rows)
-        torch.cuda.synchronize()
-        arm.peak_bytes = torch.cuda.max_memory_allocated() - others
+    """Let an arm take steps for a while, and note the seconds of one, and the most memory that they took."""
+    torch.cuda.reset_peak_memory_stats()
+    arm.step(rows)
+    torch.cuda.synchronize()
     ends: list[torch.cuda.Event] = []
     started = time.perf_counter()
     while not ends or time.perf_counter() - started < least_seconds:
@@ -168,6 +173,7 @@ def timed(arm: Arm, rows: torch.Tensor, least_seconds: float = 0.4) -> None:
             ends[-2].synchronize()
     torch.cuda.synchronize()
     arm.seconds.append((time.perf_counter() - started) / len(ends))
+    arm.peak_bytes = max(arm.peak_bytes, torch.cuda.max_memory_allocated())
 
 
 def is_finite(model: PreTrainedModel) -> bool:
@@ -243,8 +249,8 @@ def through_trainer(size: str, arm: Arm, rows: np.ndarray, num_steps: int) -> tu
 
 
 KINDS = {
-    "attention": ("fprop", "bprop", "flash", "fmha", "attention"),
-    "optimizer and clipping": ("multi_tensor", "Adam", "lpnorm"),
+    "attention": ("fprop", "bprop", "flash", "fmha", "attention", "cudnn::fusion"),
+    "optimizer and clipping": ("multi_tensor", "lpnorm"),
     "loss": ("_loss_kernel",),
     "RoPE": ("_rope_kernel",),
     "fused by torch.compile": ("triton_",),
@@ -253,17 +259,27 @@ KINDS = {
 
 
 def write_profile(arm: Arm, rows: torch.Tensor, file: Path) -> Iterator[tuple[str, float]]:
-    """Write the kernels of a step, and yield the seconds that each kind of kernel took."""
+    """Write the kernels of a step, and yield the seconds of each kind of kernel, and those of none at all."""
+    arm.step(rows)
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profiler:
         arm.step(rows)
         torch.cuda.synchronize()
-    averages = profiler.key_averages()
-    file.write_text(averages.table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=90))
-    totals: dict[str, float] = {}
-    for event in averages:
-        if event.device_type == torch.autograd.DeviceType.CUDA and event.self_device_time_total:
-            kind = next((kind for kind, words in KINDS.items() if any(word in event.key for word in words)), "other")
-            totals[kind] = totals.get(kind, 0.0) + event.self_device_time_total * 1e-6
+    table = profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=90)
+    on_gpu = torch.autograd.DeviceType.CUDA
+    kernels = [x for x in profiler.events() if x.device_type == on_gpu and not x.is_user_annotation]
+    kernels.sort(key=lambda event: event.time_range.start)
+    totals: dict[str, float] = {"nothing": 0.0}
+    waits = []
+    end, before = kernels[0].time_range.start, ""
+    for event in kernels:
+        kind = next((kind for kind, words in KINDS.items() if any(word in event.name for word in words)), "other")
+        totals[kind] = totals.get(kind, 0.0) + event.time_range.elapsed_us() * 1e-6
+        waits.append((max(0.0, event.time_range.start - end), before, event.name))
+        totals["nothing"] += waits[-1][0] * 1e-6
+        end, before = max(end, event.time_range.end), event.name
+    waits.sort(reverse=True)
+    lines = [f"{wait:8.1f} us after {before[:90]} before {after[:90]}" for wait, before, after in waits[:30]]
+    file.write_text("\n".join([table, f"{len(kernels)} kernels; the longest waits between them:", *lines]) + "\n")
     yield from sorted(totals.items(), key=lambda item: -item[1])
 
 
@@ -272,22 +288,26 @@ def measure(size: str, options: argparse.Namespace) -> None:
     config = LlamaCodeConfig.from_pretrained(RECIPES / size)
     device = torch.cuda.get_device_name()
     batch_tokens = BATCH_ROWS[size] * ROW_LENGTH
-    # As frequent as words are: which rows of the embedding a batch hits decides how fast its gradient is.
+    # As frequent as words are: which rows of the embedding a batch hits decides how fast its gradient is. As in real
+    # rows there is no padding, whose embedding is 0: at a row's start it stays 0 through all layers, and each norm
+    # divides its gradient by sqrt(eps), which m3 has layers enough to make infinite.
     shares = 1.0 / (np.arange(config.vocab_size) + 10)
+    shares[config.pad_token_id] = 0.0
     data = np.random.default_rng(0).choice(config.vocab_size, (512, ROW_LENGTH), p=shares / shares.sum())
     rows = torch.from_numpy(data[: BATCH_ROWS[size]]).to("cuda", torch.int64)
     print(f"{size}: {batch_tokens:,} tokens a step", flush=True)
     arms = {}
     for name in options.arms:
         if name in ARMS:
-            arms[name] = build(name, config, rows, min(options.micro_rows.get(size, 64), BATCH_ROWS[size]))
-    for arm in arms.values():
-        fit(arm, rows)  # now that all are there
+            arms[name] = build(name, config, rows, MICRO_ROWS.get((size, name), MICRO_ROWS[size]))
+            arms[name].move("cpu")
     matmul = 0.0
     for _ in range(options.rounds):
         matmul = max(matmul, matmul_flops())
         for arm in arms.values():
+            arm.move("cuda")
             timed(arm, rows)
+            arm.move("cpu")
     any_model = next(iter(arms.values())).model
     flops = flops_per_token(config, any_model.num_parameters(), ROW_LENGTH) * batch_tokens
     peak, _ = peak_flops(torch.device("cuda"))
@@ -320,14 +340,15 @@ def measure(size: str, options: argparse.Namespace) -> None:
         for name in [name for name in arms if name.startswith("llama-code")]:
             print(f"  {name}, of a step: ", end="")
             file = options.profile / f"{size}-{name.replace(', ', '-').replace(' ', '-')}.txt"
+            arms[name].move("cuda")
             for kind, seconds in write_profile(arms[name], rows, file):
                 print(f"{kind} {1000 * seconds:.1f} ms; ", end="")
+            arms[name].move("cpu")
             print(flush=True)
     if TRAINER_ARM in options.arms and "llama-code, fused" in arms:
         ours = arms.pop("llama-code, fused")
         arms.clear()
-        gc.collect()
-        torch.cuda.empty_cache()
+        ours.move("cuda")
         num_steps = 8 if size == "m3" else 25
         seconds, waits = through_trainer(size, ours, data, num_steps)
         if not is_finite(ours.model):
@@ -348,10 +369,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=BATCH_ROWS, default=list(BATCH_ROWS))
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, TRAINER_ARM], default=default_arms)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="folder for the kernels of llama-code's steps")
     options = parser.parse_args()
-    options.micro_rows = {"m1": 64, "m2": 64, "m3": 16}
     torch._dynamo.config.automatic_dynamic_shapes = False  # another micro-batch is compiled for its own shape
     options.attention = attention_name(fused(LlamaCodeConfig.from_pretrained(RECIPES / "m1"), compiled=False), True)
     for size in options.sizes:

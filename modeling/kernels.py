@@ -1,8 +1,9 @@
 """Which of two ways a model computes: `reference`, transformers' operations one by one, or `fused`.
 
-`fused` packs the query, key and value products into one and the gate and up products into another, splits and rotates
-with a Triton kernel, keeps the residual stream in autocast's dtype, prefers cuDNN's attention, and takes the loss
-without holding all logits. The parameters are the same, and so is what they compute, but for rounding.
+`fused` packs the query, key and value products into one and the gate and up products into another, with the weights of
+the norms before them, splits and rotates with a Triton kernel, keeps the residual stream in autocast's dtype, prefers
+cuDNN's attention, and takes the loss without holding all logits. The parameters are the same, and so is what they
+compute, but for rounding.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 from transformers.configuration_utils import PreTrainedConfig
 
+from .rms_norm import LlamaCodeRMSNorm
 from .rope_kernel import MAX_HEAD_DIM
 from .triton_support import is_interpreted, triton
 
@@ -63,22 +65,26 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
-def packed_linear(x: torch.Tensor, *projections: nn.Linear) -> torch.Tensor:
-    """Return the outputs of several projections of `x` side by side: `(..., sum of out_features)`.
+def packed_linear(x: torch.Tensor, norm: LlamaCodeRMSNorm, *projections: nn.Linear) -> torch.Tensor:
+    """Return the outputs of several projections of `norm(x)` side by side: `(..., sum of out_features)`.
 
-    In training the weights are cast and joined for one product; the parameters stay what they are. Where a projection
-    is more than a plain linear layer, as LoRA's and quantization's are, or has hooks, each is called instead; without
-    gradients, too: to decode a token, joining would move all weights twice more.
+    In training the weights are joined, multiplied by the norm's and cast for one product; the parameters stay what
+    they are. The gradient of the norm's weight then comes out of the product's weight gradient, where otherwise the
+    states of all tokens and their gradients would be read once more. Where a module is more than its weight, as LoRA's
+    and quantization's are, or has hooks, each is called instead; without gradients, too: to decode a token, joining
+    would move all weights twice more.
     """
-    if not torch.is_grad_enabled() or not all(map(is_plain_linear, projections)):
+    are_plain = is_plain(norm, LlamaCodeRMSNorm) and all(is_plain(projection, nn.Linear) for projection in projections)
+    if not torch.is_grad_enabled() or not are_plain:
+        x = norm(x)
         return torch.cat([projection(x) for projection in projections], dim=-1)
     dtype = compute_dtype(x)
-    weights = [projection.weight.to(dtype) for projection in projections]
-    return nn.functional.linear(x.to(dtype), torch.cat(weights))
+    weight = torch.cat([projection.weight for projection in projections])
+    return nn.functional.linear(norm.normalize(x).to(dtype), (weight * norm.weight).to(dtype))
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module's weight is all that calling it would use."""
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of this kind, no other derived from it, and its weight all that calling it would use."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    is_plain = type(module) is nn.Linear and module.bias is None and type(module.weight) is nn.Parameter
-    return is_plain and not any(hooks) and "forward" not in module.__dict__
+    is_weight_alone = type(module.weight) is nn.Parameter and getattr(module, "bias", None) is None
+    return type(module) is kind and is_weight_alone and not any(hooks) and "forward" not in module.__dict__

@@ -30,27 +30,12 @@ from .kernels import (
     SDPA_BACKENDS,
     choose_kernels,
     compute_dtype,
-    is_plain_linear,
+    is_plain,
     packed_linear,
 )
 from .linear_cross_entropy import IGNORED, linear_cross_entropy
+from .rms_norm import LlamaCodeRMSNorm
 from .rope_kernel import split_rope
-
-
-# As in Llama.
-class LlamaCodeRMSNorm(nn.Module):
-    """Root mean square normalization in fp32 (Zhang and Sennrich 2019, eq. 4)."""
-
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.variance_epsilon = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dtype = hidden_states.dtype
-        hidden_states = hidden_states.float()
-        variance = hidden_states.square().mean(-1, keepdim=True)
-        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon)).to(dtype)
 
 
 # As in Llama.
@@ -140,9 +125,10 @@ def eager_attention_forward(
 
 # As in Llama, without the options for biases; the fused kernels pack, split and rotate at once.
 class LlamaCodeAttention(nn.Module):
-    """Causal multi-head or grouped-query attention through transformers' attention interface."""
+    """Causal multi-head or grouped-query attention through transformers' attention interface.
 
-    kernels = REFERENCE
+    Given the norm that its input has yet to go through, it computes with the fused kernels.
+    """
 
     def __init__(self, config: LlamaCodeConfig, layer_idx: int):
         super().__init__()
@@ -167,11 +153,12 @@ class LlamaCodeAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        norm: LlamaCodeRMSNorm | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]
-        if self.kernels == FUSED:
-            packed = packed_linear(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        if norm is not None:
+            packed = packed_linear(hidden_states, norm, self.q_proj, self.k_proj, self.v_proj)
             num_heads, num_key_value_heads = self.config.num_attention_heads, self.config.num_key_value_heads
             heads = split_rope(packed, *position_embeddings, num_heads, num_key_value_heads)
             query, key, value = (x.transpose(1, 2) for x in heads)
@@ -186,16 +173,14 @@ class LlamaCodeAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
-        with sdpa_kernel(SDPA_BACKENDS, set_priority=True) if self.kernels == FUSED else nullcontext():
+        with sdpa_kernel(SDPA_BACKENDS, set_priority=True) if norm is not None else nullcontext():
             output, weights = attention(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(*shape, -1).contiguous()), weights
 
 
 # As in Llama, without the options for biases; the fused kernels pack the two products.
 class LlamaCodeMLP(nn.Module):
-    """SwiGLU feed-forward layer (Shazeer 2020, eq. 6)."""
-
-    kernels = REFERENCE
+    """SwiGLU feed-forward layer (Shazeer 2020, eq. 6); given the norm of its input, with the fused kernels."""
 
     def __init__(self, config: LlamaCodeConfig):
         super().__init__()
@@ -204,9 +189,9 @@ class LlamaCodeMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.kernels == FUSED:
-            gate, up = packed_linear(hidden_states, self.gate_proj, self.up_proj).chunk(2, dim=-1)
+    def forward(self, hidden_states: torch.Tensor, norm: LlamaCodeRMSNorm | None = None) -> torch.Tensor:
+        if norm is not None:
+            gate, up = packed_linear(hidden_states, norm, self.gate_proj, self.up_proj).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         return self.down_proj(self.act_fn(gate) * up)
@@ -216,6 +201,8 @@ class LlamaCodeMLP(nn.Module):
 class LlamaCodeDecoderLayer(GradientCheckpointingLayer):
     """Attention and feed-forward, each after a norm and added to the residual stream."""
 
+    kernels = REFERENCE
+
     def __init__(self, config: LlamaCodeConfig, layer_idx: int):
         super().__init__()
         self.self_attn = LlamaCodeAttention(config, layer_idx)
@@ -224,6 +211,9 @@ class LlamaCodeDecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = LlamaCodeRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.kernels == FUSED:
+            hidden_states = hidden_states + self.self_attn(hidden_states, norm=self.input_layernorm, **kwargs)[0]
+            return hidden_states + self.mlp(hidden_states, norm=self.post_attention_layernorm)
         hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -259,7 +249,7 @@ class LlamaCodePreTrainedModel(PreTrainedModel):
         """
         chosen = choose_kernels(kernels, self.config, self.device, dtype or self.dtype)
         for module in self.modules():
-            if isinstance(module, LlamaCodeAttention | LlamaCodeMLP | LlamaCodePreTrainedModel):
+            if isinstance(module, LlamaCodeDecoderLayer | LlamaCodePreTrainedModel):
                 module.kernels = chosen
         return chosen
 
@@ -382,7 +372,12 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
         )
         logits = loss = None
         # LoRA, quantization or a hook on the head itself needs the head's own forward; evaluation wants the logits.
-        if labels is not None and self.kernels == FUSED and torch.is_grad_enabled() and is_plain_linear(self.lm_head):
+        if (
+            labels is not None
+            and self.kernels == FUSED
+            and torch.is_grad_enabled()
+            and is_plain(self.lm_head, nn.Linear)
+        ):
             hidden_states = outputs.last_hidden_state.flatten(0, 1)
             hidden_states = hidden_states.to(compute_dtype(hidden_states))
             targets = _shifted(labels).flatten()

@@ -58,7 +58,7 @@ class RunArguments(DataOptions):
         default=None, metadata={"help": "Folder or Hub id of a tokenizer instead of the family's."}
     )
     kernels: str = field(
-        default="reference",
+        default="auto",
         metadata={"help": "reference, fused, or auto: the fused ones on a GPU where they can run."},
     )
     z_loss: float = field(

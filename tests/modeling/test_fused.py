@@ -241,18 +241,20 @@ def test_a_model_compiled_as_a_whole() -> None:
 def test_lora() -> None:
     """Adapters on packed projections and the head: their own forward runs, and the base gets no gradient."""
     targets = ["q_proj", "v_proj", "up_proj", "down_proj", "lm_head"]
-    config = LoraConfig(target_modules=targets, r=4, init_lora_weights=False)
+    trained = ["input_layernorm"]
+    config = LoraConfig(target_modules=targets, modules_to_save=trained, r=4, init_lora_weights=False)
     reference, fused = models("untied")
     torch.manual_seed(1)
     reference = get_peft_model(reference, config)
     fused = get_peft_model(fused, config)
     fused.load_state_dict(reference.state_dict())
     assert_same_step(reference, fused)
-    assert gradients(fused) and all("lora_" in name for name in gradients(fused))
+    assert all("lora_" in name or trained[0] in name for name in gradients(fused))
+    assert sum(trained[0] in name for name in gradients(fused)) == SHAPE["num_hidden_layers"]
 
 
 def test_hooks_are_called() -> None:
-    """Those of a projection and of the head, which a packed product would pass over."""
+    """Those of a projection, of a norm and of the head, which a packed product would pass over."""
     reference, fused = models()
     seen: list[torch.Size] = []
     for model in (reference, fused):
@@ -261,9 +263,12 @@ def test_hooks_are_called() -> None:
         model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
         up, gate = model.model.layers[1].mlp.up_proj, model.model.layers[2].mlp.gate_proj
         up.register_full_backward_pre_hook(lambda module, gradients: seen.append(gradients[0].shape))
+        norms = model.model.layers[0].input_layernorm, model.model.layers[1].post_attention_layernorm
+        for norm in norms:
+            norm.register_forward_hook(lambda module, args, output: seen.append(output.shape))
         gate.forward = lambda x, gate=gate: seen.append(x.shape) or nn.functional.linear(x, gate.weight)
     assert_same_step(reference, fused)
-    assert len(seen) == 8 and seen[:3] == seen[3:6]  # forward passes of both, then their backward passes
+    assert len(seen) == 12 and seen[:5] == seen[5:10]  # forward passes of both, then their backward passes
 
 
 FSDP = """
@@ -332,7 +337,7 @@ def test_the_choice_is_not_saved(tmp_path: Path) -> None:
 def test_auto_takes_what_can_run() -> None:
     reference, _ = models()
     assert reference.set_kernels("auto") == ("fused" if DEVICE == "cuda" else "reference")
-    assert reference.set_kernels("reference") == reference.model.layers[0].mlp.kernels == "reference"
+    assert reference.set_kernels("reference") == reference.model.layers[0].kernels == "reference"
 
 
 def test_what_cannot_be_fused(monkeypatch: pytest.MonkeyPatch) -> None:

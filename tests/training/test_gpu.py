@@ -33,5 +33,6 @@ def test_a_bf16_run_learns(
     monkeypatch.setattr(sys, "argv", ["train_clm.py", *argv])
     run_script(train_clm.main)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["recipe"]["bf16"] and torch.cuda.get_device_name() in record["device"]
+    assert record["recipe"]["bf16"] and record["recipe"]["kernels"] == "fused"
+    assert torch.cuda.get_device_name() in record["device"]
     assert record["final"]["bits_per_byte"] < record["initial"]["bits_per_byte"] - 0.5
