@@ -50,8 +50,11 @@ else
 endif
 	$(BIN)/python -m llama_code.evaluation.summary $(RUN)
 
+# torchao prints when transformers finds and imports it, so it lies apart, where only the tests that want it look.
 test: install
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchao torchao==0.18.0
+	PYTHONPATH=$(VENV)/torchao $(BIN)/python -m pytest tests/training/test_low_bit.py
 
 style: install
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,9 +28,11 @@ import llama_code.modeling  # noqa: F401  (registers the models)
 from llama_code.data.options import written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
+from llama_code.modeling.accumulating_linear import accumulate_in_fp32
 from llama_code.modeling.kernels import AUTO, FUSED, REFERENCE
-from llama_code.training.arguments import Run, parse_run
-from llama_code.training.compiled import attention_name, compile_layers
+from llama_code.training.arguments import EIGHT_BITS, Run, parse_run
+from llama_code.training.compiled import attention_name, compile_layers, recompute_layers
+from llama_code.training.memory_plan import GIB, budget_bytes
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
 from llama_code.training.run_record import (
     RUN_FILE,
@@ -55,6 +58,17 @@ def main() -> None:
     """Train, measure, save."""
     run = parse_run(sys.argv[1:], ROOT / "recipes")
     arguments = run.training_arguments
+    if run.arguments.plan:
+        assert run.memory is not None
+        passes = f"{run.plan.micro_batch_rows} row(s) x {run.plan.gradient_accumulation_steps} a step"
+        print("\n".join([f"{run.size}: {passes}", *run.memory.lines()]))
+        return
+    if arguments.optim == EIGHT_BITS and find_spec("torchao") is None:
+        raise UserError(f"--optim {EIGHT_BITS} needs torchao, which is not installed; pip install torchao")
+    if run.memory is not None:
+        # a plan that was wrong ends here instead of taking what others were promised
+        total = torch.cuda.get_device_properties(arguments.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(budget_bytes(run.arguments.memory_budget, total) / total)
     is_main = arguments.process_index == 0
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -125,6 +139,7 @@ def main() -> None:
         "device": device_name(arguments.device),
         "num_devices": arguments.world_size,
         "seed": arguments.seed,
+        "memory_gib": memory_record(run),
         "recipe": recipe_record(run, model.kernels),
         "config": model.config.to_dict(),
         "tokenizer": {"name": run.arguments.tokenizer or "tokenizer/", "sha256": tokenizer_sha256},
@@ -143,14 +158,24 @@ def main() -> None:
 def build_model(run: Run) -> PreTrainedModel:
     """Make the untrained model of a run, on its device, computing and compiled as the run wants it."""
     arguments = run.training_arguments
+    weights_dtype = getattr(torch, run.arguments.weights_dtype)
+    # Large models are made where they will be: on the CPU it would take minutes, and memory that may not be there.
+    device = arguments.device if weights_dtype == torch.bfloat16 else torch.device("cpu")
     try:
-        model = AutoModelForCausalLM.from_config(run.config, attn_implementation=run.arguments.attn_implementation)
+        with device:
+            model = AutoModelForCausalLM.from_config(
+                run.config, attn_implementation=run.arguments.attn_implementation, dtype=weights_dtype
+            )
     except (ValueError, KeyError, ImportError) as error:
         names = f"--config {run.arguments.config!r} with --attn_implementation {run.arguments.attn_implementation!r}"
         raise UserError(
             f"{names} makes no model ({' '.join(str(error).split())}); correct config.json or choose another attention"
         ) from error
     model.to(arguments.device)
+    if weights_dtype == torch.bfloat16:
+        accumulate_in_fp32(model)
+    if run.memory is not None:
+        recompute_layers(model, run.memory.recomputed_layers)
     asked = run.arguments.kernels
     if asked == FUSED and arguments.torch_compile:
         raise UserError(
@@ -196,6 +221,18 @@ def prepared_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     return open_prepared(Path(result.stdout.strip()), run.row_length)
 
 
+def memory_record(run: Run) -> dict[str, float] | None:
+    """GiB of the GPU that the run was planned to allocate, allocated and reserved, each at its peak."""
+    if run.memory is None:
+        return None
+    device = run.training_arguments.device
+    return {
+        "planned": round(run.memory.peak / GIB, 2),
+        "allocated": round(torch.cuda.max_memory_allocated(device) / GIB, 2),
+        "reserved": round(torch.cuda.max_memory_reserved(device) / GIB, 2),
+    }
+
+
 def recipe_record(run: Run, kernels: str) -> dict:
     """Everything about optimization that can move a result."""
     names = "max_steps learning_rate warmup_steps adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm optim"
@@ -206,6 +243,9 @@ def recipe_record(run: Run, kernels: str) -> dict:
         **{name: getattr(arguments, name) for name in (*names.split(), "bf16", "fp16")},
         "lr_scheduler_type": str(arguments.lr_scheduler_type.value),
         "lr_scheduler_kwargs": arguments.lr_scheduler_kwargs,
+        "optim_args": arguments.optim_args,
+        "weights_dtype": run.arguments.weights_dtype,
+        "recomputed_layers": run.memory.recomputed_layers if run.memory else 0,
         "attn_implementation": run.arguments.attn_implementation,
         "kernels": kernels,
         "z_loss": run.arguments.z_loss,
@@ -228,6 +268,9 @@ def log_plan(run: Run, num_parameters: int, rows: RunRows | StreamedRows, device
     )
     if plan.remark:
         logger.info(f"  {plan.remark}")
+    if run.memory is not None:
+        for line in run.memory.lines():
+            logger.info(f"  {line}")
     if rows.num_passes > 1:
         logger.warning(f"  the data has fewer tokens than the run: it is gone through {rows.num_passes:.2f} times")
 

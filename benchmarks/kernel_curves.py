@@ -4,8 +4,8 @@
     python benchmarks/kernel_curves.py --plot
 
 The first command needs a GPU; it writes its curves to kernel_curves.csv beside this script, in place of earlier ones
-of the same batch. The second draws all into docs/. 300 steps of m2 on the Python of the machine, at the recipe's
-learning rate; the recipe's batch of 131,072 tokens takes a quarter of an hour in fp32.
+of the same batch and kind. The second draws all into docs/. 300 steps of m2 on the Python of the machine, at the
+recipe's learning rate; the recipe's batch of 131,072 tokens takes a quarter of an hour in fp32.
 """
 
 import argparse
@@ -27,6 +27,10 @@ RUNS = {
     "fused, fp32": ["--kernels", "fused", "--bf16", "false"],
     "reference, bf16": ["--kernels", "reference"],
     "fused, bf16": ["--kernels", "fused"],
+    "fused, bf16 weights, 8-bit AdamW": [
+        *("--kernels", "fused", "--weights_dtype", "bfloat16", "--optim", "adamw_torch_8bit"),
+        *("--optim_args", "bf16_stochastic_round=True"),
+    ],
 }
 
 
@@ -44,7 +48,8 @@ def train(arguments: list[str], options: argparse.Namespace, folder: Path) -> tu
 def measure(options: argparse.Namespace) -> None:
     """Train once a kind of kernel and dtype; write the curves and print how far they end from each other."""
     with open(CURVES, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["batch_tokens"] != str(options.batch_tokens)]
+        is_new = {(str(options.batch_tokens), name) for name in options.runs}
+        rows = [row for row in csv.DictReader(file) if (row["batch_tokens"], row["kernels"]) not in is_new]
     ends, final = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.runs:

@@ -1,184 +1,40 @@
 """Speed of a training step on one GPU: llama-code's fused kernels, and Trainer over them, against transformers' Llama.
 
-    python benchmarks/train_step.py [--sizes m1 m2 m3] [--arms NAME ...] [--rounds 5] [--profile FOLDER]
+    python benchmarks/train_step.py [--sizes m1 ... m5] [--arms NAME ...] [--rounds 5] [--profile FOLDER]
 
 Every arm takes the same optimizer step - forward, backward, clipping, fused AdamW over the same global batch - with
 the largest micro-batch that fits. The arms take turns, each with the GPU to itself, and medians count. transformers'
-arms have bf16 weights and optimizer states, which is their fastest way; llama-code's have fp32 ones under bf16
-autocast, as train_clm.py trains, unless their name says bf16. P_mm is the largest rate of bf16 products seen in the
-same run.
+arms have bf16 weights, gradients and optimizer states, which is their fastest way; llama-code's have fp32 ones under
+bf16 autocast, as train_clm.py trains, unless their name says bf16, and m4's and m5's bf16 weights, fp32 gradients and
+8-bit states, as their recipes do. P_mm is the largest rate of bf16 products seen in the same run.
 """
 
 import argparse
-import contextlib
 import gc
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from results import record
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback
-from transformers.models.llama import modeling_llama
+from train_arms import ARMS, DEFAULT_ARMS, LARGE_ARMS, RECIPES, TRAINER_ARM, Arm, build, fused, timed
+from transformers import TrainerCallback
 
-from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM
+from llama_code.modeling import LlamaCodeConfig
 from llama_code.training.arguments import parse_run
-from llama_code.training.compiled import attention_name, compile_layers
+from llama_code.training.compiled import attention_name
+from llama_code.training.memory_plan import num_parameters
 from llama_code.training.rows import RunRows
 from llama_code.training.throughput import flops_per_token, peak_flops
 from llama_code.training.trainer import CodeTrainer
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 ROW_LENGTH = 2048
-BATCH_ROWS = {"m1": 64, "m2": 64, "m3": 128}  # 128k tokens, and 256k for m3
+BATCH_ROWS = {"m1": 64, "m2": 64, "m3": 128, "m4": 128, "m5": 128}  # 128k tokens, from m3 on 256k
 # What is tried first, and halved until it fits.
-MICRO_ROWS = {"m1": 64, "m2": 64, "m3": 32, ("m3", "transformers, torch.compile"): 16}
-TRAINER_ARM = "llama-code, Trainer"
-ROTATE = modeling_llama.apply_rotary_pos_emb
-
-
-@dataclass
-class Arm:
-    """One way to train, ready to take steps.
-
-    Attributes:
-        micro_rows: rows of a forward pass; halved until a step fits.
-        autocast: whether the forward pass runs under bf16 autocast.
-        rotate: what transformers' Llama calls for RoPE, which Liger replaces for a whole process.
-    """
-
-    model: PreTrainedModel
-    optimizer: torch.optim.Optimizer
-    micro_rows: int
-    autocast: bool
-    rotate: Callable
-    peak_bytes: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    def step(self, rows: torch.Tensor) -> None:
-        """Take one optimizer step on `rows`, `(batch_rows, row_length)`, int64, on the GPU."""
-        modeling_llama.apply_rotary_pos_emb = self.rotate
-        # Filled on the GPU: a copy of a number from the host would wait for all that is queued.
-        num_items = torch.full((), rows.shape[0] * (rows.shape[1] - 1), device=rows.device)
-        for ids in rows.split(self.micro_rows):
-            with torch.autocast("cuda", torch.bfloat16) if self.autocast else contextlib.nullcontext():
-                loss = self.model(input_ids=ids, labels=ids, num_items_in_batch=num_items, use_cache=False).loss
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def move(self, device: str) -> None:
-        """Move weights and optimizer states, in place: out of the way of another arm, or back."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        tensors += [x for state in self.optimizer.state.values() for x in state.values()]
-        for x in tensors:
-            x.data = x.data.to(device)
-        torch.cuda.empty_cache()
-
-
-def llama(config: LlamaCodeConfig) -> LlamaForCausalLM:
-    """Make transformers' Llama of the same shape, in bf16."""
-    names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
-    )
-    names += " max_position_embeddings rms_norm_eps tie_word_embeddings rope_parameters"
-    fields = {name: getattr(config, name) for name in names.split()}
-    return LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="sdpa")).to("cuda", torch.bfloat16)
-
-
-def liger(config: LlamaCodeConfig) -> LlamaForCausalLM:
-    """The same with Liger's kernels, patched into this one instance."""
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-    classes = modeling_llama.LlamaRMSNorm, modeling_llama.LlamaMLP
-    model = llama(config)
-    apply_liger_kernel_to_llama(model=model)
-    modeling_llama.LlamaRMSNorm, modeling_llama.LlamaMLP = classes
-    return model
-
-
-def compiled_llama(config: LlamaCodeConfig) -> LlamaForCausalLM:
-    """The same, compiled as a whole."""
-    model = llama(config)
-    model.compile()
-    return model
-
-
-def fused(config: LlamaCodeConfig, dtype: torch.dtype = torch.float32, compiled: bool = True) -> LlamaCodeForCausalLM:
-    """Make llama-code's model with the fused kernels."""
-    config._attn_implementation = "sdpa"
-    model = LlamaCodeForCausalLM(config).to("cuda", dtype)
-    model.set_kernels("fused", torch.bfloat16)
-    if compiled:
-        compile_layers(model)
-    return model
-
-
-# By arm: what makes its model, and whether it runs under autocast.
-ARMS: dict[str, tuple[Callable[[LlamaCodeConfig], PreTrainedModel], bool]] = {
-    "transformers, eager": (llama, False),
-    "transformers, torch.compile": (compiled_llama, False),
-    "transformers, Liger": (liger, False),
-    "llama-code, fused": (fused, True),
-    "llama-code, fused, bf16 weights": (lambda config: fused(config, torch.bfloat16), False),
-    "llama-code, fused, not compiled": (lambda config: fused(config, compiled=False), True),
-}
-
-
-def build(name: str, config: LlamaCodeConfig, rows: torch.Tensor, micro_rows: int) -> Arm:
-    """Make an arm and let it take a step, with the largest micro-batch up to `micro_rows` that fits."""
-    torch.manual_seed(0)
-    make, autocast = ARMS[name]
-    model = make(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    rotate = modeling_llama.apply_rotary_pos_emb if make is liger else ROTATE
-    arm = Arm(model, optimizer, micro_rows, autocast, rotate)
-    seconds = fit(arm, rows)
-    print(f"  {name}: {arm.micro_rows} rows, first step {seconds:.1f} s", flush=True)
-    return arm
-
-
-def fit(arm: Arm, rows: torch.Tensor) -> float:
-    """Halve an arm's micro-batch until a step fits; return the seconds of that step."""
-    while True:
-        gc.collect()
-        torch.cuda.empty_cache()
-        started = time.perf_counter()
-        try:
-            arm.step(rows)
-            torch.cuda.synchronize()
-            return time.perf_counter() - started
-        except torch.cuda.OutOfMemoryError:
-            arm.micro_rows //= 2
-            arm.optimizer.zero_grad(set_to_none=True)
-
-
-def timed(arm: Arm, rows: torch.Tensor, least_seconds: float = 0.4) -> None:
-    """Let an arm take steps for a while, and note the seconds of one, and the most memory that they took."""
-    torch.cuda.reset_peak_memory_stats()
-    arm.step(rows)
-    torch.cuda.synchronize()
-    ends: list[torch.cuda.Event] = []
-    started = time.perf_counter()
-    while not ends or time.perf_counter() - started < least_seconds:
-        arm.step(rows)
-        ends.append(torch.cuda.Event())
-        ends[-1].record()
-        if len(ends) > 1:  # as in training the host is ahead of the GPU, here by a step
-            ends[-2].synchronize()
-    torch.cuda.synchronize()
-    arm.seconds.append((time.perf_counter() - started) / len(ends))
-    arm.peak_bytes = max(arm.peak_bytes, torch.cuda.max_memory_allocated())
-
-
-def is_finite(model: PreTrainedModel) -> bool:
-    """Whether a model's weights still are numbers."""
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+MICRO_ROWS = {"m1": 64, "m2": 64, "m3": 32, ("m3", "transformers, torch.compile"): 16, "m4": 8, "m5": 4}
 
 
 def matmul_flops() -> float:
@@ -283,99 +139,146 @@ def write_profile(arm: Arm, rows: torch.Tensor, file: Path) -> Iterator[tuple[st
     yield from sorted(totals.items(), key=lambda item: -item[1])
 
 
-def measure(size: str, options: argparse.Namespace) -> None:
-    """Measure one size and record its figures."""
-    config = LlamaCodeConfig.from_pretrained(RECIPES / size)
-    device = torch.cuda.get_device_name()
-    batch_tokens = BATCH_ROWS[size] * ROW_LENGTH
-    # As frequent as words are: which rows of the embedding a batch hits decides how fast its gradient is. As in real
-    # rows there is no padding, whose embedding is 0: at a row's start it stays 0 through all layers, and each norm
-    # divides its gradient by sqrt(eps), which m3 has layers enough to make infinite.
+def random_rows(config: LlamaCodeConfig) -> np.ndarray:
+    """Make rows of tokens that are as frequent as words are: which of them a batch hits decides the embedding's speed.
+
+    As in real rows there is no padding, whose embedding is 0: at a row's start it stays 0 through all layers, and each
+    norm divides its gradient by sqrt(eps), which m3 has layers enough to make infinite.
+    """
     shares = 1.0 / (np.arange(config.vocab_size) + 10)
     shares[config.pad_token_id] = 0.0
-    data = np.random.default_rng(0).choice(config.vocab_size, (512, ROW_LENGTH), p=shares / shares.sum())
-    rows = torch.from_numpy(data[: BATCH_ROWS[size]]).to("cuda", torch.int64)
-    print(f"{size}: {batch_tokens:,} tokens a step", flush=True)
-    arms = {}
-    for name in options.arms:
-        if name in ARMS:
-            arms[name] = build(name, config, rows, MICRO_ROWS.get((size, name), MICRO_ROWS[size]))
-            arms[name].move("cpu")
-    matmul = 0.0
-    for _ in range(options.rounds):
-        matmul = max(matmul, matmul_flops())
-        for arm in arms.values():
-            arm.move("cuda")
-            timed(arm, rows)
-            arm.move("cpu")
-    any_model = next(iter(arms.values())).model
-    flops = flops_per_token(config, any_model.num_parameters(), ROW_LENGTH) * batch_tokens
-    peak, _ = peak_flops(torch.device("cuda"))
-    record("train_step", "bf16 matrix product", size, "P_mm", matmul / 1e12, "TFLOP/s", device)
-    print(f"  P_mm {matmul / 1e12:.0f} TFLOP/s; attention of llama-code: {options.attention}", flush=True)
+    return np.random.default_rng(0).choice(config.vocab_size, (512, ROW_LENGTH), p=shares / shares.sum())
 
-    for name in [name for name, arm in arms.items() if not is_finite(arm.model)]:
-        print(f"  {name}: weights are not finite, and products of NaN are faster than others; no figure", flush=True)
-        del arms[name]
 
-    def report(name: str, seconds: list[float], micro_rows: int) -> None:
+@dataclass
+class Size:
+    """What all arms of a size have in common.
+
+    Attributes:
+        flops: of one step.
+        matmul: the largest FLOP/s of a product seen so far.
+    """
+
+    name: str
+    config: LlamaCodeConfig
+    data: np.ndarray
+    rows: torch.Tensor
+    flops: float
+    matmul: float = 0.0
+
+    def see_matmul(self) -> None:
+        """Measure products once more, as the card is now."""
+        self.matmul = max(self.matmul, matmul_flops())
+
+    def report(self, name: str, seconds: list[float], micro_rows: int) -> None:
+        """Print and record the figures of an arm."""
         middle = statistics.median(seconds)
+        peak, _ = peak_flops(torch.device("cuda"))
+        tokens = self.rows.numel()
         figures = {
-            "tokens/s": (batch_tokens / middle, "tokens/s"),
-            "MFU": (flops / middle / peak, "share"),
-            "share of P_mm": (flops / middle / matmul, "share"),
+            "tokens/s": (tokens / middle, "tokens/s"),
+            "MFU": (self.flops / middle / peak, "share"),
+            "share of P_mm": (self.flops / middle / self.matmul, "share"),
             "micro-batch": (micro_rows, "rows"),
         }
-        spread = (max(seconds) - min(seconds)) / middle
-        print(f"  {name:34} {batch_tokens / middle:>12,.0f} tokens/s  {flops / middle / matmul:.3f} of P_mm", end="")
-        print(f"  {1000 * middle:8.1f} ms  spread {spread:.1%}", flush=True)
+        share = self.flops / middle / self.matmul
+        print(f"  {name:34} {tokens / middle:>12,.0f} tokens/s  {share:.3f} of P_mm", end="")
+        print(f"  {1000 * middle:8.1f} ms  spread {(max(seconds) - min(seconds)) / middle:.1%}", flush=True)
         for metric, (value, unit) in figures.items():
-            record("train_step", name, size, metric, value, unit, device)
+            record("train_step", name, self.name, metric, value, unit, torch.cuda.get_device_name())
 
-    for name, arm in arms.items():
-        report(name, arm.seconds, arm.micro_rows)
-        print(f"    peak memory {arm.peak_bytes / 1e9:.1f} GB")
-        record("train_step", name, size, "peak memory", arm.peak_bytes / 1e9, "GB", device)
-    if options.profile:
-        for name in [name for name in arms if name.startswith("llama-code")]:
-            print(f"  {name}, of a step: ", end="")
-            file = options.profile / f"{size}-{name.replace(', ', '-').replace(' ', '-')}.txt"
-            arms[name].move("cuda")
-            for kind, seconds in write_profile(arms[name], rows, file):
-                print(f"{kind} {1000 * seconds:.1f} ms; ", end="")
-            arms[name].move("cpu")
-            print(flush=True)
-    if TRAINER_ARM in options.arms and "llama-code, fused" in arms:
-        ours = arms.pop("llama-code, fused")
-        arms.clear()
-        ours.move("cuda")
-        num_steps = 8 if size == "m3" else 25
-        seconds, waits = through_trainer(size, ours, data, num_steps)
-        if not is_finite(ours.model):
-            print(f"  {TRAINER_ARM}: weights are not finite; no figure", flush=True)
+    def report_arm(self, name: str, arm: Arm) -> None:
+        """Print and record the figures of an arm that took its turns, unless they are of NaN, which is fast."""
+        if not all(bool(parameter.isfinite().all()) for parameter in arm.model.parameters()):
+            print(
+                f"  {name}: weights are not finite, and products of NaN are faster than others; no figure", flush=True
+            )
             return
-        report(TRAINER_ARM, seconds, ours.micro_rows)
-        ours.seconds.clear()
-        for _ in range(2):
-            timed(ours, rows)
-        ratio = statistics.median(ours.seconds) / statistics.median(seconds)
-        print(f"    {ratio:.3f} of the bare loop beside it; in two steps: {waits or 'no waiting'}", flush=True)
-        record("train_step", TRAINER_ARM, size, "share of the bare loop", ratio, "share", device)
+        self.report(name, arm.seconds, arm.micro_rows)
+        for metric, value in {"peak memory": arm.peak_bytes, "reserved memory": arm.reserved_bytes}.items():
+            print(f"    {metric} {value / 1e9:.1f} GB", flush=True)
+            record("train_step", name, self.name, metric, value / 1e9, "GB", torch.cuda.get_device_name())
+
+
+def measure(size: Size, options: argparse.Namespace) -> None:
+    """Measure arms that take turns, and Trainer over the one that it uses."""
+    arms = {}
+    for name in options.arms or DEFAULT_ARMS:
+        if name in ARMS:
+            rows = MICRO_ROWS.get((size.name, name), MICRO_ROWS[size.name])
+            arms[name] = build(name, size.config, size.rows, rows)
+            arms[name].move("cpu")
+    for _ in range(options.rounds):
+        size.see_matmul()
+        for arm in arms.values():
+            arm.move("cuda")
+            timed(arm, size.rows)
+            arm.move("cpu")
+    for name, arm in arms.items():
+        size.report_arm(name, arm)
+    for name in [name for name in arms if name.startswith("llama-code") and options.profile]:
+        arms[name].move("cuda")
+        print_profile(name, size, arms[name], options.profile)
+        arms[name].move("cpu")
+    ours = arms.get("llama-code, fused")
+    arms.clear()
+    if ours is None or TRAINER_ARM not in (options.arms or DEFAULT_ARMS):
+        return
+    ours.move("cuda")
+    seconds, waits = through_trainer(size.name, ours, size.data, 8 if size.name == "m3" else 25)
+    size.report(TRAINER_ARM, seconds, ours.micro_rows)
+    ours.seconds.clear()
+    for _ in range(2):
+        timed(ours, size.rows)
+    ratio = statistics.median(ours.seconds) / statistics.median(seconds)
+    print(f"    {ratio:.3f} of the bare loop beside it; in two steps: {waits or 'no waiting'}", flush=True)
+    device = torch.cuda.get_device_name()
+    record("train_step", TRAINER_ARM, size.name, "share of the bare loop", ratio, "share", device)
+
+
+def measure_large(size: Size, options: argparse.Namespace) -> None:
+    """Measure arms that are too large to be kept, each in one turn of its own."""
+    for name in options.arms or LARGE_ARMS:
+        size.see_matmul()
+        arm = build(name, size.config, size.rows, MICRO_ROWS[size.name])
+        timed(arm, size.rows)
+        size.see_matmul()
+        size.report_arm(name, arm)
+        if options.profile and name.startswith("llama-code"):
+            print_profile(name, size, arm, options.profile)
+        del arm
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def print_profile(name: str, size: Size, arm: Arm, folder: Path) -> None:
+    """Write the kernels of a step to a file, and print the sum of each kind."""
+    file = folder / f"{size.name}-{name.replace(', ', '-').replace(' ', '-')}.txt"
+    kinds = write_profile(arm, size.rows, file)
+    print(f"  {name}, of a step:", "; ".join(f"{kind} {1000 * seconds:.1f} ms" for kind, seconds in kinds), flush=True)
 
 
 def main() -> None:
     """Measure what the command line asks for."""
-    default_arms = [name for name in ARMS if not name.endswith(("bf16 weights", "not compiled"))] + [TRAINER_ARM]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=BATCH_ROWS, default=list(BATCH_ROWS))
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, TRAINER_ARM], default=default_arms)
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, TRAINER_ARM], help="default: those of the size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="folder for the kernels of llama-code's steps")
     options = parser.parse_args()
     torch._dynamo.config.automatic_dynamic_shapes = False  # another micro-batch is compiled for its own shape
-    options.attention = attention_name(fused(LlamaCodeConfig.from_pretrained(RECIPES / "m1"), compiled=False), True)
-    for size in options.sizes:
-        measure(size, options)
+    attention = attention_name(fused(LlamaCodeConfig.from_pretrained(RECIPES / "m1"), compiled=False), True)
+    for name in options.sizes:
+        config = LlamaCodeConfig.from_pretrained(RECIPES / name)
+        data = random_rows(config)
+        rows = torch.from_numpy(data[: BATCH_ROWS[name]]).to("cuda", torch.int64)
+        flops = flops_per_token(config, num_parameters(config), ROW_LENGTH) * rows.numel()
+        size = Size(name, config, data, rows, flops)
+        print(f"{name}: {rows.numel():,} tokens a step; attention of llama-code: {attention}", flush=True)
+        (measure_large if name in ("m4", "m5") else measure)(size, options)
+        print(f"  P_mm {size.matmul / 1e12:.0f} TFLOP/s", flush=True)
+        device = torch.cuda.get_device_name()
+        record("train_step", "bf16 matrix product", name, "P_mm", size.matmul / 1e12, "TFLOP/s", device)
         gc.collect()
         torch.cuda.empty_cache()
         torch._dynamo.reset()

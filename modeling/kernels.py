@@ -6,11 +6,14 @@ cuDNN's attention, and takes the loss without holding all logits. The parameters
 compute, but for rounding.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 from transformers.configuration_utils import PreTrainedConfig
 
+from .accumulating_linear import accumulating_linear
 from .rms_norm import LlamaCodeRMSNorm
 from .rope_kernel import MAX_HEAD_DIM
 from .triton_support import is_interpreted, triton
@@ -70,17 +73,34 @@ def packed_linear(x: torch.Tensor, norm: LlamaCodeRMSNorm, *projections: nn.Line
 
     In training the weights are joined, multiplied by the norm's and cast for one product; the parameters stay what
     they are. The gradient of the norm's weight then comes out of the product's weight gradient, where otherwise the
-    states of all tokens and their gradients would be read once more. Where a module is more than its weight, as LoRA's
-    and quantization's are, or has hooks, each is called instead; without gradients, too: to decode a token, joining
-    would move all weights twice more.
+    states of all tokens and their gradients would be read once more. Weights that need no cast and accumulate their
+    gradients in fp32 are used as they are instead: joined, they would take their memory once more until the backward
+    pass. Where a module is more than its weight, as LoRA's and quantization's are, or has hooks, each is called;
+    without gradients, too: to decode a token, joining would move all weights twice more.
     """
-    are_plain = is_plain(norm, LlamaCodeRMSNorm) and all(is_plain(projection, nn.Linear) for projection in projections)
-    if not torch.is_grad_enabled() or not are_plain:
+    if not torch.is_grad_enabled() or not is_plain(norm, LlamaCodeRMSNorm) or not _are_plain(projections):
         x = norm(x)
         return torch.cat([projection(x) for projection in projections], dim=-1)
+    if _accumulate(projections):
+        return accumulating_linear(norm(x), [projection.weight for projection in projections])
     dtype = compute_dtype(x)
     weight = torch.cat([projection.weight for projection in projections])
     return nn.functional.linear(norm.normalize(x).to(dtype), (weight * norm.weight).to(dtype))
+
+
+def linear(x: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
+    """Return `projection(x)`, by the product that accumulates the weight's gradient where it is such a weight."""
+    if torch.is_grad_enabled() and _are_plain([projection]) and _accumulate([projection]):
+        return accumulating_linear(x, [projection.weight])
+    return projection(x)
+
+
+def _are_plain(projections: Sequence[nn.Module]) -> bool:
+    return all(is_plain(projection, nn.Linear) for projection in projections)
+
+
+def _accumulate(projections: Sequence[nn.Module]) -> bool:
+    return all(getattr(projection, "accumulates_in_fp32", False) for projection in projections)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -7,6 +7,7 @@ share of the gradients of hidden states and weight. Nothing but these gradients 
 
 import torch
 
+from .accumulating_linear import add_product
 from .triton_support import check_launch, operator_name, tl, triton
 
 IGNORED = -100
@@ -94,18 +95,8 @@ def _summed_loss(
         if with_hidden_gradient:
             torch.mm(own_logits, weight, out=hidden_gradient[part])
         if with_weight_gradient:
-            _add_product(weight_gradient, own_logits.t(), hidden_states[part])
+            add_product(weight_gradient, own_logits.t(), hidden_states[part])
     return losses.sum(), hidden_gradient, weight_gradient
-
-
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add `left @ right` to `total`, which is fp32 whatever they are."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif total.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:  # PyTorch's CPU products have no fp32 output for bf16
-        total.addmm_(left.float(), right.float())
 
 
 @_summed_loss.register_fake

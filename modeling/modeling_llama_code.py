@@ -31,6 +31,7 @@ from .kernels import (
     choose_kernels,
     compute_dtype,
     is_plain,
+    linear,
     packed_linear,
 )
 from .linear_cross_entropy import IGNORED, linear_cross_entropy
@@ -175,7 +176,7 @@ class LlamaCodeAttention(nn.Module):
         kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
         with sdpa_kernel(SDPA_BACKENDS, set_priority=True) if norm is not None else nullcontext():
             output, weights = attention(self, query, key, value, attention_mask, **kwargs)
-        return self.o_proj(output.reshape(*shape, -1).contiguous()), weights
+        return linear(output.reshape(*shape, -1).contiguous(), self.o_proj), weights
 
 
 # As in Llama, without the options for biases; the fused kernels pack the two products.
@@ -194,7 +195,7 @@ class LlamaCodeMLP(nn.Module):
             gate, up = packed_linear(hidden_states, norm, self.gate_proj, self.up_proj).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
-        return self.down_proj(self.act_fn(gate) * up)
+        return linear(self.act_fn(gate) * up, self.down_proj)
 
 
 # As in Llama.

@@ -18,9 +18,11 @@ from llama_code.data.options import DataOptions
 from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
 from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
+from llama_code.training.memory_plan import BYTES, MemoryPlan, budget_bytes, choose_plan, gpu_bytes, num_parameters
 
 ROW_LENGTH = 2_048
 MIN_LR_RATE = 0.1
+EIGHT_BITS = "adamw_torch_8bit"  # torchao's AdamW, whose moments have 8 bits
 SIZES = ("m1", "m2", "m3", "m4", "m5")
 # The paper's protocol, and what suits it; where a value is None it is decided when the run's length is known.
 DEFAULTS: dict[str, Any] = {
@@ -61,6 +63,21 @@ class RunArguments(DataOptions):
         default="auto",
         metadata={"help": "reference, fused, or auto: the fused ones on a GPU where they can run."},
     )
+    weights_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "float32, or bfloat16 with fp32 gradients and an optimizer that rounds stochastically: for models "
+            "that do not fit otherwise."
+        },
+    )
+    memory_budget: str = field(
+        default="auto",
+        metadata={"help": "GiB of the GPU that the run may use; auto: all of it. Decides what is recomputed."},
+    )
+    plan: bool = field(default=False, metadata={"help": "Print what the run would keep in memory, and end."})
+    gpu: str | None = field(
+        default=None, metadata={"help": "With --plan: the GPU to plan for, as h100-80 or a number of GiB."}
+    )
     z_loss: float = field(
         default=0.0, metadata={"help": "Weight in the loss of the squared log of the softmax's denominator."}
     )
@@ -92,6 +109,7 @@ class Run:
         training_arguments: for the Trainer, with the batch, warmup and precision filled in.
         plan: the division into steps.
         row_length: tokens of a row: 2,048, or the model's context if that is shorter.
+        memory: what it keeps in the memory of a GPU with fused kernels; None without a GPU.
     """
 
     size: str
@@ -100,6 +118,7 @@ class Run:
     training_arguments: TrainingArguments
     plan: BatchPlan
     row_length: int
+    memory: MemoryPlan | None
 
 
 def parse_run(argv: Sequence[str], recipes: Path) -> Run:
@@ -139,6 +158,16 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             f"--z_loss {arguments.z_loss} contradicts --label_smoothing_factor {values['label_smoothing_factor']}, "
             "with which Trainer computes the loss outside the model; leave one of them out"
         )
+    if arguments.weights_dtype not in BYTES:
+        raise UserError(f"--weights_dtype {arguments.weights_dtype!r} is none of {', '.join(BYTES)}; choose one")
+    is_rounded = values["optim"] == EIGHT_BITS and "bf16_stochastic_round=True" in (values["optim_args"] or "")
+    if arguments.weights_dtype == "bfloat16" and not is_rounded:
+        raise UserError(
+            f"--weights_dtype bfloat16 with --optim {values['optim']} loses updates smaller than half the spacing of "
+            f"bf16 numbers; give --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True"
+        )
+    if arguments.gpu is not None and not arguments.plan:
+        raise UserError(f"--gpu {arguments.gpu!r} is for --plan alone; add it, or leave --gpu out")
     if arguments.eval_rows < 1:
         raise UserError(f"--eval_rows {arguments.eval_rows} is not positive; ask for 1 or more")
     if values["num_train_epochs"] is not None:
@@ -235,6 +264,12 @@ def _decide(
         raise UserError(f"{' '.join(str(error).split())} (an argument of TrainingArguments; correct it)") from error
     # One process trains on one device; left alone, Trainer would split its batches over all that it sees.
     training_arguments._n_gpu = min(1, training_arguments.n_gpu)
+    if arguments.weights_dtype == "bfloat16" and training_arguments.world_size > 1:
+        raise UserError(
+            f"--weights_dtype bfloat16 trains on one device, and this run has {training_arguments.world_size}; start "
+            "one process, or give --weights_dtype float32"
+        )
+    card = _card_bytes(arguments, on_gpu)
     assert arguments.batch_tokens is not None and arguments.paper_batch_rows is not None
     assert arguments.micro_batch_rows is not None
     plan = plan_batches(
@@ -242,13 +277,33 @@ def _decide(
         row_length=row_length,
         batch_tokens=arguments.batch_tokens,
         paper_batch_rows=arguments.paper_batch_rows,
-        largest_micro_batch_rows=arguments.micro_batch_rows if on_gpu else min(1, arguments.micro_batch_rows),
+        largest_micro_batch_rows=arguments.micro_batch_rows if card else min(1, arguments.micro_batch_rows),
         num_devices=training_arguments.world_size,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         batch_tokens_asked=batch_tokens_asked,
         max_steps=training_arguments.max_steps,
     )
+    memory = None
+    if card:
+        device_rows = plan.micro_batch_rows * plan.gradient_accumulation_steps
+        is_free = per_device is None and accumulation is None
+        memory = choose_plan(
+            config,
+            num_parameters(config),
+            weights_dtype=arguments.weights_dtype,
+            optim=training_arguments.optim,
+            row_length=row_length,
+            step_rows=device_rows,
+            rows=[n for n in range(1, plan.micro_batch_rows + 1) if device_rows % n == 0]
+            if is_free
+            else [plan.micro_batch_rows],
+            layers=[config.num_hidden_layers]
+            if training_arguments.gradient_checkpointing
+            else range(config.num_hidden_layers + 1),
+            budget=budget_bytes(arguments.memory_budget, card),
+        )
+        plan = plan.in_micro_batches(memory.micro_batch_rows)
     training_arguments.per_device_train_batch_size = plan.micro_batch_rows
     training_arguments.gradient_accumulation_steps = plan.gradient_accumulation_steps
     if "warmup_steps" in undecided:
@@ -257,4 +312,17 @@ def _decide(
         training_arguments.logging_steps = 1 if plan.num_steps <= 200 else 10
     if "save_strategy" in undecided and plan.num_steps <= training_arguments.save_steps:
         training_arguments.save_strategy = SaveStrategy.NO  # the model is saved at the end anyhow
-    return Run(size, config, arguments, training_arguments, plan, row_length)
+    return Run(size, config, arguments, training_arguments, plan, row_length, memory)
+
+
+def _card_bytes(arguments: RunArguments, on_gpu: bool) -> float:
+    """Bytes of the GPU that the run, or its plan, is for; 0 without one."""
+    if arguments.gpu is not None:
+        return gpu_bytes(arguments.gpu)
+    if on_gpu:
+        return torch.cuda.get_device_properties(0).total_memory
+    if arguments.plan:
+        raise UserError("--plan needs a GPU to plan for, and this machine has none; name one with --gpu, as h100-80")
+    if arguments.memory_budget != "auto":
+        raise UserError(f"--memory_budget {arguments.memory_budget} is of a GPU, and the run has none; leave it out")
+    return 0

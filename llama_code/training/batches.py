@@ -1,7 +1,7 @@
 """How many rows make a step, a micro-batch and a run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_code.errors import UserError
 
@@ -35,6 +35,12 @@ class BatchPlan:
     def warmup_steps(self) -> int:
         """Steps of linear warmup: a tenth of the run, at most 2,000."""
         return min(MAX_WARMUP_STEPS, math.ceil(WARMUP_SHARE * self.num_steps))
+
+    def in_micro_batches(self, rows: int) -> "BatchPlan":
+        """The same steps in forward passes of another number of rows, which divides a device's."""
+        device_rows = self.micro_batch_rows * self.gradient_accumulation_steps
+        assert device_rows % rows == 0
+        return replace(self, micro_batch_rows=rows, gradient_accumulation_steps=device_rows // rows)
 
 
 def plan_batches(

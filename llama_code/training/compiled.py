@@ -1,4 +1,4 @@
-"""Compiling a model's layers for training, and naming the attention that they run."""
+"""How a model's layers run in training: compiled, computed again in the backward pass, and with which attention."""
 
 import torch
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
@@ -20,6 +20,17 @@ def compile_layers(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         layer.compile(options=INDUCTOR_OPTIONS)
     model.model.norm.compile(options=INDUCTOR_OPTIONS)
+
+
+def recompute_layers(model: PreTrainedModel, count: int) -> None:
+    """Let the first `count` decoder layers keep only their input, and compute it again in the backward pass."""
+    if not count:
+        return
+    # renamed in transformers 5.23
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    for layer in model.model.layers[count:]:
+        layer.gradient_checkpointing = False
 
 
 def attention_name(model: PreTrainedModel, autocast: bool) -> str:

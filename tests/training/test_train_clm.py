@@ -201,6 +201,9 @@ def test_bad_input_is_one_sentence(
         "--torch_compile true contradicts --kernels fused, whose layers are compiled one by one; leave one out": [
             *("--kernels", "fused", "--torch_compile", "true")
         ],
+        "--optim adamw_torch_8bit needs torchao, which is not installed; pip install torchao": [
+            *("--optim", "adamw_torch_8bit")
+        ],
         "already holds checkpoints of an unfinished run; go on from": ["--output_dir", str(unfinished)],
         "cannot be divided by --per_device_train_batch_size 3": [
             *("--batch_tokens", "512", "--per_device_train_batch_size", "3")

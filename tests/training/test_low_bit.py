@@ -1,0 +1,63 @@
+"""bf16 weights with torchao's AdamW, whose moments have 8 bits: `make test` runs this file with torchao, alone.
+
+Where torchao is installed, transformers imports it, and what it prints would be in all tests' output.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.training.test_train_clm import argv, run
+
+pytest.importorskip("torchao")
+OPTIM = ["--weights_dtype", "bfloat16", "--optim", "adamw_torch_8bit", "--optim_args", "bf16_stochastic_round=True"]
+__all__ = ["argv"]  # a fixture
+
+
+def test_small_updates_add_up() -> None:
+    """2,000 steps of a thousandth of a weight's bf16 spacing move it two spacings; rounded to the nearest, none.
+
+    All gradients are 1, which 8 bits represent; they do not -1, the least number of the map being -0.993.
+    """
+    from torchao.optim import AdamW8bit
+
+    spacing, count = 2.0**-7, 65_536  # of numbers from 1 to 2
+    moved = {}
+    for is_rounded_stochastically in (False, True):
+        weight = torch.nn.Parameter(torch.full((count,), 1.5, dtype=torch.bfloat16))
+        options = {"betas": (0.9, 0.95), "weight_decay": 0.0, "bf16_stochastic_round": is_rounded_stochastically}
+        optimizer = AdamW8bit([weight], lr=spacing / 1000, **options)
+        weight.grad_dtype = torch.float32
+        weight.grad = torch.ones(count)
+        torch.manual_seed(0)
+        with torch.compiler.set_stance("force_eager"):
+            for _ in range(2000):
+                optimizer.step()
+        moved[is_rounded_stochastically] = (1.5 - weight.detach().double()) / spacing
+    assert not moved[False].any()
+    # Each weight's number of spacings is Poisson's of mean 2; an update is 65 or 66 of the 65,536 parts of a spacing.
+    assert moved[True].mean().item() == pytest.approx(2.0, abs=4 * (2 / count) ** 0.5 + 2 / 65)
+    assert moved[True].var().item() == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_run_learns_resumes_and_loads(argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its fp32 run learns; what a checkpoint goes on to is what the run itself came to."""
+    learned = {}
+    with torch.compiler.set_stance("force_eager"):
+        for name, options in {"fp32": [], "run": [*OPTIM, "--save_steps", "50", "--save_strategy", "steps"]}.items():
+            argv[argv.index("--output_dir") + 1] = str(tmp_path / name)
+            run(monkeypatch, [*argv, *options])
+            learned[name] = json.loads((tmp_path / name / "run.json").read_text())
+        resumed = tmp_path / "run" / "checkpoint-50"
+        argv[argv.index("--output_dir") + 1] = str(tmp_path / "resumed")
+        run(monkeypatch, [*argv, *OPTIM, "--resume_from_checkpoint", str(resumed)])
+    final = learned["run"]["final"]["bits_per_byte"]
+    assert final == pytest.approx(learned["fp32"]["final"]["bits_per_byte"], rel=0.05)
+    assert learned["run"]["recipe"]["weights_dtype"] == "bfloat16"
+    whole, resumed = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("run", "resumed"))
+    assert whole.dtype == torch.bfloat16
+    for (name, ours), theirs in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name

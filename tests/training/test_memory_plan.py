@@ -1,0 +1,138 @@
+"""What a run is said to need, and what is chosen for a card."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+import train_clm
+from llama_code.errors import UserError
+from llama_code.training.arguments import parse_run
+from llama_code.training.memory_plan import GIB, MemoryPlan, choose_plan, num_parameters, plan_memory
+
+RECIPES = Path(train_clm.__file__).parent / "recipes"
+EIGHT_BITS = {"weights_dtype": "bfloat16", "optim": "adamw_torch_8bit", "row_length": 2048}
+FP32 = {"weights_dtype": "float32", "optim": "adamw_torch_fused", "row_length": 2048}
+# Most bytes allocated on an H100, in GB (docs/memory.md): size, options, rows, recomputed layers, whether gradients of
+# earlier passes are there, peak.
+MEASURED = [
+    ("m1", FP32, 64, 0, False, 8.31),
+    ("m2", FP32, 64, 0, False, 46.43),
+    ("m3", FP32, 32, 0, True, 74.04),
+    ("m4", EIGHT_BITS, 8, 0, True, 67.3),
+    ("m4", EIGHT_BITS, 2, 0, False, 25.15),
+    ("m5", EIGHT_BITS, 2, 0, True, 76.20),
+    ("m5", EIGHT_BITS, 1, 14, False, 57.47),
+]
+
+
+def plan(size: str, options: dict, rows: int, recomputed: int = 0, accumulates: bool = True) -> MemoryPlan:
+    config = AutoConfig.from_pretrained(RECIPES / size)
+    options = {**options, "micro_batch_rows": rows, "recomputed_layers": recomputed, "accumulates": accumulates}
+    return plan_memory(config, num_parameters(config), **options)
+
+
+def chosen(size: str, budget: float, options: dict = EIGHT_BITS) -> MemoryPlan:
+    config = AutoConfig.from_pretrained(RECIPES / size)
+    options = {**options, "layers": range(config.num_hidden_layers + 1), "budget": budget * GIB}
+    return choose_plan(config, num_parameters(config), rows=(1, 2, 4, 8), step_rows=128, **options)
+
+
+@pytest.mark.parametrize(("size", "options", "rows", "recomputed", "accumulates", "peak"), MEASURED)
+def test_measured_peaks(size: str, options: dict, rows: int, recomputed: int, accumulates: bool, peak: float) -> None:
+    assert plan(size, options, rows, recomputed, accumulates).peak / 1e9 == pytest.approx(peak, rel=0.07)
+
+
+def test_what_is_always_kept() -> None:
+    m5 = plan("m5", EIGHT_BITS, 2)
+    count = 7_012_110_336
+    assert (m5.weights, m5.gradients, m5.casts) == (2 * count, 4 * count, 0)
+    assert 2 * count < m5.optimizer < 2.1 * count
+    m3 = plan("m3", FP32, 2)
+    count = 496_986_880
+    assert (m3.weights, m3.gradients, m3.optimizer, m3.casts) == (4 * count, 4 * count, 8 * count, 2 * count)
+
+
+def test_what_fits_is_chosen() -> None:
+    """Without recomputing where that fits, in more rows where they do, and recomputing no more than it takes."""
+    assert (chosen("m5", 77.9).micro_batch_rows, chosen("m5", 77.9).recomputed_layers) == (2, 0)
+    assert (chosen("m4", 77.9).micro_batch_rows, chosen("m4", 77.9).recomputed_layers) == (8, 0)
+    tight = chosen("m5", 61)
+    assert tight.micro_batch_rows == 1 and 0 < tight.recomputed_layers < 34
+    assert plan("m5", EIGHT_BITS, 1, tight.recomputed_layers - 1).needed > 61 * GIB >= tight.needed
+
+
+def test_what_cannot_fit_says_what_would() -> None:
+    with pytest.raises(
+        UserError, match=r"needs 5\d\.\d GiB with 1 row\(s\).* and may use 38\.0; a card or --memory_b"
+    ):
+        chosen("m5", 38)
+    with pytest.raises(UserError, match="with --weights_dtype bfloat16 --optim adamw_torch_8bit"):
+        chosen("m4", 38, FP32)
+
+
+def test_the_plan_is_printed_without_a_gpu_or_torchao() -> None:
+    command = [sys.executable, str(RECIPES.parent / "train_clm.py"), "--config", "m5", "--train_tokens", "1000000000"]
+    command += ["--plan", "--gpu"]
+    run = subprocess.run([*command, "h100-80"], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert "2 row(s) a forward pass, nothing recomputed" in run.stdout and "weights 13.06" in run.stdout
+    run = subprocess.run([*command, "a100-40"], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 2 and run.stderr.startswith("error: the run needs") and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--plan", "--gpu", "abacus"],
+            r"--gpu 'abacus' is none of h200-141, .* and no number of GiB; give one",
+        ),
+        (
+            ["--plan", "--gpu", "80", "--memory_budget", "81"],
+            "--memory_budget 81 is neither auto nor a number of GiB",
+        ),
+        (["--plan", "--gpu", "80", "--memory_budget", "some"], "--memory_budget some is neither auto nor a number"),
+        (["--plan", "--gpu", "80", "--memory_budget", "0"], "--memory_budget 0 is neither auto nor a number"),
+        (["--gpu", "h100-80"], "--gpu 'h100-80' is for --plan alone; add it, or leave --gpu out"),
+        (["--weights_dtype", "int3"], "--weights_dtype 'int3' is none of float32, bfloat16; choose one"),
+        (["--weights_dtype", "bfloat16"], "--weights_dtype bfloat16 with --optim adamw_torch_fused loses updates"),
+        (["--memory_budget", "20", "--use_cpu", "true"], "--memory_budget 20 is of a GPU, and the run has none"),
+    ],
+)
+def test_mistakes_are_one_sentence(argv: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        parse_run(["--config", "m1", "--output_dir", str(tmp_path), *argv], RECIPES)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recomputed", [0, 3, 5])
+def test_the_peak_of_a_small_model(recomputed: int) -> None:
+    """Of m2 with five layers, where a mistake of one tensor would be seen."""
+    from llama_code.modeling import LlamaCodeForCausalLM
+    from llama_code.training.compiled import compile_layers, recompute_layers
+
+    config = AutoConfig.from_pretrained(RECIPES / "m2")
+    config.num_hidden_layers, config.use_cache, config._attn_implementation = 5, False, "sdpa"
+    model = LlamaCodeForCausalLM(config).cuda().train()
+    model.set_kernels("fused", torch.bfloat16)
+    recompute_layers(model, recomputed)
+    compile_layers(model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(10, config.vocab_size, (16, 2048), device="cuda")
+    for _ in range(3):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for _ in range(2):
+            with torch.autocast("cuda", torch.bfloat16):
+                model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    others = before - 12 * model.num_parameters()  # of earlier tests
+    options = {**FP32, "micro_batch_rows": 16, "recomputed_layers": recomputed, "accumulates": True}
+    expected = plan_memory(config, model.num_parameters(), **options).peak
+    assert torch.cuda.max_memory_allocated() - others == pytest.approx(expected, rel=0.07)
