@@ -34,7 +34,9 @@ from llama_code.training.trainer import CodeTrainer
 ROW_LENGTH = 2048
 BATCH_ROWS = {"m1": 64, "m2": 64, "m3": 128, "m4": 128, "m5": 128}  # 128k tokens, from m3 on 256k
 # What is tried first, and halved until it fits.
-MICRO_ROWS = {"m1": 64, "m2": 64, "m3": 32, ("m3", "transformers, torch.compile"): 16, "m4": 8, "m5": 4}
+MICRO_ROWS = {"m1": 64, "m2": 64, "m3": 32, "m4": 8, "m5": 4}
+# Where the first is known not to fit, and costs the time to compile it.
+MICRO_ROWS_OF_ARM = {("m3", "transformers, torch.compile"): 16, ("m5", "llama-code, fused, 8-bit AdamW"): 2}
 
 
 def matmul_flops() -> float:
@@ -166,6 +168,10 @@ class Size:
     flops: float
     matmul: float = 0.0
 
+    def first_micro_rows(self, arm: str) -> int:
+        """Rows of the micro-batch that an arm tries first."""
+        return MICRO_ROWS_OF_ARM.get((self.name, arm), MICRO_ROWS[self.name])
+
     def see_matmul(self) -> None:
         """Measure products once more, as the card is now."""
         self.matmul = max(self.matmul, matmul_flops())
@@ -205,8 +211,7 @@ def measure(size: Size, options: argparse.Namespace) -> None:
     arms = {}
     for name in options.arms or DEFAULT_ARMS:
         if name in ARMS:
-            rows = MICRO_ROWS.get((size.name, name), MICRO_ROWS[size.name])
-            arms[name] = build(name, size.config, size.rows, rows)
+            arms[name] = build(name, size.config, size.rows, size.first_micro_rows(name))
             arms[name].move("cpu")
     for _ in range(options.rounds):
         size.see_matmul()
@@ -240,7 +245,7 @@ def measure_large(size: Size, options: argparse.Namespace) -> None:
     """Measure arms that are too large to be kept, each in one turn of its own."""
     for name in options.arms or LARGE_ARMS:
         size.see_matmul()
-        arm = build(name, size.config, size.rows, MICRO_ROWS[size.name])
+        arm = build(name, size.config, size.rows, size.first_micro_rows(name))
         timed(arm, size.rows)
         size.see_matmul()
         size.report_arm(name, arm)
