@@ -89,7 +89,7 @@ def plot() -> None:
             if row["batch_tokens"] == batch:
                 curves.setdefault(row["kernels"], {})[int(row["step"])] = float(row["loss"])
         for name, losses in curves.items():
-            of_first = curves[next(iter(RUNS))]
+            of_first = curves[next(iter(curves))]
             color = f"C{list(RUNS).index(name)}"
             above.plot(losses.keys(), losses.values(), color=color)
             above_first = [100 * (loss / of_first[step] - 1) for step, loss in losses.items()]

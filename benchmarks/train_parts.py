@@ -6,6 +6,7 @@ Each is what a step of the size does on 64 rows of 2,048 tokens (m3: 16), forwar
 """
 
 import functools
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +26,13 @@ SEQ_LEN = 2048
 def milliseconds(run: Callable[[], object], repeats: int = 9) -> float:
     """Median time of `run` on the GPU."""
     run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    ends[0].record()
+    for end in ends[1:]:  # without waiting: the host is ahead, as in training
         run()
         end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(ends))
 
 
 def report(arm: str, size: str, metric: str, value: float, unit: str) -> None:

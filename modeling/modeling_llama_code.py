@@ -38,6 +38,9 @@ from .linear_cross_entropy import IGNORED, linear_cross_entropy
 from .rms_norm import LlamaCodeRMSNorm
 from .rope_kernel import split_rope
 
+# Keyword arguments of transformers' loss function that the fused loss does not take.
+LOSS_OPTIONS = {"ignore_index", "shift_labels"}
+
 
 # As in Llama.
 class LlamaCodeRotaryEmbedding(nn.Module):
@@ -372,13 +375,11 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = loss = None
-        # LoRA, quantization or a hook on the head itself needs the head's own forward; evaluation wants the logits.
-        if (
-            labels is not None
-            and self.kernels == FUSED
-            and torch.is_grad_enabled()
-            and is_plain(self.lm_head, nn.Linear)
-        ):
+        # LoRA, quantization or a hook on the head itself needs the head's own forward, transformers' loss function takes
+        # options that the fused loss does not, and evaluation wants the logits.
+        is_fused = self.kernels == FUSED and torch.is_grad_enabled() and is_plain(self.lm_head, nn.Linear)
+        keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if labels is not None and is_fused and keeps_all and not LOSS_OPTIONS & kwargs.keys():
             hidden_states = outputs.last_hidden_state.flatten(0, 1)
             hidden_states = hidden_states.to(compute_dtype(hidden_states))
             targets = _shifted(labels).flatten()

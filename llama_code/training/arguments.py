@@ -17,6 +17,7 @@ from llama_code.argument_parser import ArgumentParser
 from llama_code.data.options import DataOptions
 from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
+from llama_code.modeling.kernels import AUTO, REFERENCE
 from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
 from llama_code.training.memory_plan import BYTES, MemoryPlan, budget_bytes, choose_plan, gpu_bytes, num_parameters
 
@@ -60,7 +61,7 @@ class RunArguments(DataOptions):
         default=None, metadata={"help": "Folder or Hub id of a tokenizer instead of the family's."}
     )
     kernels: str = field(
-        default="auto",
+        default=AUTO,
         metadata={"help": "reference, fused, or auto: the fused ones on a GPU where they can run."},
     )
     weights_dtype: str = field(
@@ -109,7 +110,7 @@ class Run:
         training_arguments: for the Trainer, with the batch, warmup and precision filled in.
         plan: the division into steps.
         row_length: tokens of a row: 2,048, or the model's context if that is shorter.
-        memory: what it keeps in the memory of a GPU with fused kernels; None without a GPU.
+        memory: what it keeps in the memory of a GPU; None without a GPU.
     """
 
     size: str
@@ -294,6 +295,7 @@ def _decide(
             weights_dtype=arguments.weights_dtype,
             optim=training_arguments.optim,
             row_length=row_length,
+            fused=arguments.kernels != REFERENCE and not training_arguments.torch_compile,
             step_rows=device_rows,
             rows=[n for n in range(1, plan.micro_batch_rows + 1) if device_rows % n == 0]
             if is_free

@@ -1,7 +1,6 @@
 """What a training run keeps in a GPU's memory, before anything is allocated, and the fastest way that fits.
 
-The activations counted are those that compiled layers with fused kernels keep for the backward pass; the figures were
-compared with peaks measured on an H100 (docs/memory.md).
+The figures were compared with peaks measured on an H100 (docs/memory.md).
 """
 
 from collections.abc import Iterable
@@ -33,6 +32,10 @@ BYTES = {"float32": 4, "bfloat16": 2}
 # AdamW's two moments: fp32, or 8 bits and an fp32 scale for each 256.
 OPTIMIZER_BYTES = {"adamw_torch_8bit": 2 * (1 + 4 / 256)}
 FP32_OPTIMIZER_BYTES = 8
+# The reference's layers keep what fused ones compute again, and its logits are there in bf16 and fp32, with gradients:
+# rough figures from the peaks of transformers' Llama, eager, in docs/training_speed.md.
+REFERENCE_LAYER = 1.4
+REFERENCE_LOGIT_BYTES = 12
 # A micro-batch reads and writes all gradients once, 8 bytes a parameter, in the time that products take for so many
 # tokens: at 3 TB/s and 6 FLOPs a parameter and token at 700 TFLOP/s.
 TOKENS_PER_ACCUMULATION = 300
@@ -82,7 +85,7 @@ class MemoryPlan:
         parts = ("weights", "gradients", "optimizer", "casts", "activations", "working", "loss")
         listed = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts if getattr(self, name))
         recomputed = f"{self.recomputed_layers} layers recomputed" if self.recomputed_layers else "nothing recomputed"
-        peak = f"peak {self.peak / GIB:.1f} GiB with fused kernels, {self.micro_batch_rows} row(s) a forward pass"
+        peak = f"peak {self.peak / GIB:.1f} GiB with {self.micro_batch_rows} row(s) a forward pass"
         return [f"memory in GiB: {listed}", f"{peak}, {recomputed}"]
 
 
@@ -96,6 +99,7 @@ def plan_memory(
     micro_batch_rows: int,
     recomputed_layers: int,
     accumulates: bool,
+    fused: bool,
 ) -> MemoryPlan:
     """Count what a run keeps.
 
@@ -108,6 +112,7 @@ def plan_memory(
         micro_batch_rows: rows of a forward pass.
         recomputed_layers: decoder layers that keep only their input.
         accumulates: whether a step has several forward passes.
+        fused: whether with fused kernels; what the reference keeps is a rough figure.
     """
     width, tokens = config.hidden_size, micro_batch_rows * row_length
     attention_width = config.num_attention_heads * config.head_dim
@@ -120,6 +125,9 @@ def plan_memory(
     in_backward = 2 * tokens * (4 * config.intermediate_size + 3 * width)
     head = config.vocab_size * width
     logits = 2 * min(CHUNK_LOGITS, tokens * config.vocab_size)
+    if not fused:
+        layer *= REFERENCE_LAYER
+        logits = REFERENCE_LOGIT_BYTES * tokens * config.vocab_size
     own_bytes = BYTES[weights_dtype]
     return MemoryPlan(
         micro_batch_rows=micro_batch_rows,
@@ -144,6 +152,7 @@ def choose_plan(
     weights_dtype: str,
     optim: str,
     row_length: int,
+    fused: bool,
     step_rows: int,
     rows: Iterable[int],
     layers: Iterable[int],
@@ -156,7 +165,7 @@ def choose_plan(
         rows: numbers of rows of a forward pass to choose from.
         layers: numbers of recomputed layers to choose from.
         budget: bytes that may be reserved.
-        config, num_parameters, weights_dtype, optim, row_length: as in `plan_memory`.
+        config, num_parameters, weights_dtype, optim, row_length, fused: as in `plan_memory`.
 
     Raises:
         UserError: none fits; the message says what the smallest needs, and what would.
@@ -171,6 +180,7 @@ def choose_plan(
             weights_dtype=weights_dtype,
             optim=optim,
             row_length=row_length,
+            fused=fused,
         )
         for count in rows
         for recomputed in layers
@@ -188,6 +198,7 @@ def choose_plan(
         micro_batch_rows=1,
         recomputed_layers=config.num_hidden_layers,
         accumulates=step_rows > 1,
+        fused=fused,
     )
     remedy = f"a card or --memory_budget of {leanest.needed / GIB + RESERVED_GIB:.0f} GiB would do"
     if leanest.needed < smallest.needed:

@@ -74,9 +74,10 @@ def test_odd_shapes(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(fused(ids).logits, reference(ids).logits, atol=TOLERANCE, rtol=0)
 
 
-def test_m1() -> None:
-    config = LlamaCodeConfig.from_pretrained(ROOT / "recipes" / "m1")
-    config._attn_implementation, config.use_cache, config.num_hidden_layers = "sdpa", False, 2
+@pytest.mark.parametrize("size", ["m1", "m2"])
+def test_whole_models(size: str) -> None:
+    config = LlamaCodeConfig.from_pretrained(ROOT / "recipes" / size)
+    config._attn_implementation, config.use_cache = "sdpa", False
     torch.manual_seed(0)
     reference = LlamaCodeForCausalLM(config).to(DEVICE).train()
     fused = copy.deepcopy(reference)
@@ -111,6 +112,37 @@ def test_labels_give_no_logits_in_training() -> None:
         expected, actual = reference(**batch()), fused(**batch())
     for name in ("loss", "logits"):
         torch.testing.assert_close(actual[name], expected[name], atol=TOLERANCE, rtol=0)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer without a `weight`, as some quantizations make them."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.qweight = nn.Parameter(linear.weight.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.qweight)
+
+
+def test_modules_of_another_kind_are_called() -> None:
+    reference, fused = models("untied")
+    for model in (reference, fused):
+        layer = model.model.layers[0]
+        layer.mlp.up_proj, layer.input_layernorm = QuantizedLinear(layer.mlp.up_proj), nn.Identity()
+        model.lm_head = QuantizedLinear(model.lm_head)
+    assert_same_step(reference, fused)
+
+
+def test_options_of_the_loss() -> None:
+    """What transformers' loss function takes, and the fused one does not."""
+    reference, fused = models()
+    ids = batch()["input_ids"]
+    inputs = {"input_ids": ids, "labels": ids}
+    assert_same_step(reference, fused, **inputs, ignore_index=inputs["labels"][1, 5].item())
+    assert_same_step(reference, fused, **inputs, shift_labels=inputs["labels"].roll(-2, 1))
+    with pytest.raises(ValueError, match="batch_size"):
+        fused(**inputs, logits_to_keep=1)
 
 
 def test_the_fused_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
