@@ -375,8 +375,8 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = loss = None
-        # LoRA, quantization or a hook on the head itself needs the head's own forward, transformers' loss function takes
-        # options that the fused loss does not, and evaluation wants the logits.
+        # LoRA, quantization or a hook on the head needs the head's own forward; evaluation wants the logits; and
+        # some options are for transformers' loss function.
         is_fused = self.kernels == FUSED and torch.is_grad_enabled() and is_plain(self.lm_head, nn.Linear)
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if labels is not None and is_fused and keeps_all and not LOSS_OPTIONS & kwargs.keys():
