@@ -1,6 +1,7 @@
 """What the command line of train_clm.py takes: the run, the recipe, and every field of TrainingArguments."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,7 @@ class Run:
         training_arguments: for the Trainer, with the batch, warmup and precision filled in.
         plan: the division into steps.
         row_length: tokens of a row: 2,048, or the model's context if that is shorter.
-        memory: what it keeps in the memory of a GPU; None without a GPU.
+        memory: what it keeps in the memory of a GPU; None without one, and where the model is divided among several.
     """
 
     size: str
@@ -286,7 +287,8 @@ def _decide(
         max_steps=training_arguments.max_steps,
     )
     memory = None
-    if card:
+    # What each device keeps of a model that is divided among them is another plan.
+    if card and (arguments.plan or not _is_sharded(training_arguments)):
         device_rows = plan.micro_batch_rows * plan.gradient_accumulation_steps
         is_free = per_device is None and accumulation is None
         memory = choose_plan(
@@ -315,6 +317,12 @@ def _decide(
     if "save_strategy" in undecided and plan.num_steps <= training_arguments.save_steps:
         training_arguments.save_strategy = SaveStrategy.NO  # the model is saved at the end anyhow
     return Run(size, config, arguments, training_arguments, plan, row_length, memory)
+
+
+def _is_sharded(training_arguments: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed divides the model, by an argument or by accelerate's configuration."""
+    by_accelerate = [os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("FSDP", "DEEPSPEED")]
+    return bool(training_arguments.fsdp or training_arguments.deepspeed or any(by_accelerate))
 
 
 def _card_bytes(arguments: RunArguments, on_gpu: bool) -> float:

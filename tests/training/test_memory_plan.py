@@ -116,6 +116,16 @@ def test_mistakes_are_one_sentence(argv: list[str], message: str, tmp_path: Path
     assert "\n" not in str(error.value)
 
 
+def test_a_model_that_is_divided_among_devices_has_no_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """m4 in fp32 does not fit one of these cards."""
+    monkeypatch.setattr("llama_code.training.arguments._card_bytes", lambda *_: 24 * GIB)
+    argv = ["--config", "m4", "--output_dir", str(tmp_path), "--weights_dtype", "float32", "--optim", "adamw_torch"]
+    with pytest.raises(UserError, match="the run needs"):
+        parse_run(argv, RECIPES)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert parse_run(argv, RECIPES).memory is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("recomputed", [0, 3, 5])
 def test_the_peak_of_a_small_model(recomputed: int) -> None:
