@@ -155,10 +155,10 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
         )
     if not 0 <= arguments.z_loss < math.inf:
         raise UserError(f"--z_loss {arguments.z_loss} is not 0 or a positive number; give one such as 1e-4, or none")
-    if arguments.z_loss and values["label_smoothing_factor"]:
+    if values["label_smoothing_factor"]:
         raise UserError(
-            f"--z_loss {arguments.z_loss} contradicts --label_smoothing_factor {values['label_smoothing_factor']}, "
-            "with which Trainer computes the loss outside the model; leave one of them out"
+            f"--label_smoothing_factor {values['label_smoothing_factor']} would train on labels that are not shifted, as "
+            "Trainer shifts those of its own models alone; leave it out"
         )
     if arguments.weights_dtype not in BYTES:
         raise UserError(f"--weights_dtype {arguments.weights_dtype!r} is none of {', '.join(BYTES)}; choose one")
