@@ -157,8 +157,8 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
         raise UserError(f"--z_loss {arguments.z_loss} is not 0 or a positive number; give one such as 1e-4, or none")
     if values["label_smoothing_factor"]:
         raise UserError(
-            f"--label_smoothing_factor {values['label_smoothing_factor']} would train on labels that are not shifted, as "
-            "Trainer shifts those of its own models alone; leave it out"
+            f"--label_smoothing_factor {values['label_smoothing_factor']} would train on labels that are not shifted, "
+            "as Trainer shifts those of its own models alone; leave it out"
         )
     if arguments.weights_dtype not in BYTES:
         raise UserError(f"--weights_dtype {arguments.weights_dtype!r} is none of {', '.join(BYTES)}; choose one")
