@@ -1,6 +1,5 @@
 """What a run is said to need, and what is chosen for a card."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from transformers import AutoConfig
 
 import train_clm
-from llama_code.errors import UserError
+from llama_code.errors import UserError, run_script
 from llama_code.training.arguments import parse_run
 from llama_code.training.memory_plan import GIB, MemoryPlan, choose_plan, num_parameters, plan_memory
 
@@ -81,14 +80,19 @@ def test_what_cannot_fit_says_what_would() -> None:
         chosen("m4", 38, FP32)
 
 
-def test_the_plan_is_printed_without_a_gpu_or_torchao() -> None:
-    command = [sys.executable, str(RECIPES.parent / "train_clm.py"), "--config", "m5", "--train_tokens", "1000000000"]
-    command += ["--plan", "--gpu"]
-    run = subprocess.run([*command, "h100-80"], capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    assert "2 row(s) a forward pass, nothing recomputed" in run.stdout and "weights 13.06" in run.stdout
-    run = subprocess.run([*command, "a100-40"], capture_output=True, text=True, timeout=100)
-    assert run.returncode == 2 and run.stderr.startswith("error: the run needs") and run.stderr.count("\n") == 1
+def test_the_plan_is_printed_without_a_gpu_or_torchao(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    argv = ["train_clm.py", "--config", "m5", "--train_tokens", "1000000000", "--plan", "--gpu"]
+    monkeypatch.setattr(sys, "argv", [*argv, "h100-80"])
+    run_script(train_clm.main)
+    printed = capsys.readouterr().out
+    assert "2 row(s) a forward pass, nothing recomputed" in printed and "weights 13.06" in printed
+    monkeypatch.setattr(sys, "argv", [*argv, "a100-40"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train_clm.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: the run needs") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
