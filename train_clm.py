@@ -30,9 +30,9 @@ from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
 from llama_code.modeling.accumulating_linear import accumulate_in_fp32
 from llama_code.modeling.kernels import AUTO, FUSED, REFERENCE
-from llama_code.training.arguments import EIGHT_BITS, Run, parse_run
+from llama_code.training.arguments import Run, parse_run
 from llama_code.training.compiled import attention_name, compile_layers, recompute_layers
-from llama_code.training.memory_plan import GIB, budget_bytes
+from llama_code.training.memory_plan import EIGHT_BITS, GIB, budget_bytes
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
 from llama_code.training.run_record import (
     RUN_FILE,

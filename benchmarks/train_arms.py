@@ -18,6 +18,7 @@ from llama_code.training.compiled import compile_layers
 RECIPES = Path(__file__).parents[1] / "recipes"
 TRAINER_ARM = "llama-code, Trainer"
 ROTATE = modeling_llama.apply_rotary_pos_emb
+ADAMW: dict = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
 @dataclass
@@ -122,16 +123,14 @@ def large(config: LlamaCodeConfig) -> LlamaCodeForCausalLM:
 
 def adamw(model: PreTrainedModel) -> torch.optim.Optimizer:
     """Make AdamW with states in the weights' dtype."""
-    options = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    return torch.optim.AdamW(model.parameters(), fused=True, **options)
+    return torch.optim.AdamW(model.parameters(), fused=True, **ADAMW)
 
 
 def adamw_8bit(model: PreTrainedModel) -> torch.optim.Optimizer:
     """Make the optimizer of m4 and m5."""
     from torchao.optim import AdamW8bit
 
-    options = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    return AdamW8bit(model.parameters(), bf16_stochastic_round=True, **options)
+    return AdamW8bit(model.parameters(), bf16_stochastic_round=True, **ADAMW)
 
 
 # By arm: what makes its model, and whether it runs under autocast.

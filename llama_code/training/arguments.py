@@ -20,11 +20,18 @@ from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
 from llama_code.modeling.kernels import AUTO, REFERENCE
 from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
-from llama_code.training.memory_plan import BYTES, MemoryPlan, budget_bytes, choose_plan, gpu_bytes, num_parameters
+from llama_code.training.memory_plan import (
+    BYTES,
+    EIGHT_BITS,
+    MemoryPlan,
+    budget_bytes,
+    choose_plan,
+    gpu_bytes,
+    num_parameters,
+)
 
 ROW_LENGTH = 2_048
 MIN_LR_RATE = 0.1
-EIGHT_BITS = "adamw_torch_8bit"  # torchao's AdamW, whose moments have 8 bits
 SIZES = ("m1", "m2", "m3", "m4", "m5")
 # The paper's protocol, and what suits it; where a value is None it is decided when the run's length is known.
 DEFAULTS: dict[str, Any] = {
@@ -289,17 +296,19 @@ def _decide(
     memory = None
     # What each device keeps of a model that is divided among them is another plan.
     if card and (arguments.plan or not _is_sharded(training_arguments)):
-        device_rows = plan.micro_batch_rows * plan.gradient_accumulation_steps
+        # Without a GPU a plan is for one, which computes in bf16.
+        in_16_bits = training_arguments.bf16 or training_arguments.fp16 or (arguments.plan and not on_gpu)
         is_free = per_device is None and accumulation is None
         memory = choose_plan(
             config,
             num_parameters(config),
             weights_dtype=arguments.weights_dtype,
+            compute_bytes=2 if in_16_bits else 4,
             optim=training_arguments.optim,
             row_length=row_length,
             fused=arguments.kernels != REFERENCE and not training_arguments.torch_compile,
-            step_rows=device_rows,
-            rows=[n for n in range(1, plan.micro_batch_rows + 1) if device_rows % n == 0]
+            step_rows=plan.device_rows,
+            rows=[n for n in range(1, plan.micro_batch_rows + 1) if plan.device_rows % n == 0]
             if is_free
             else [plan.micro_batch_rows],
             layers=[config.num_hidden_layers]

@@ -36,11 +36,15 @@ class BatchPlan:
         """Steps of linear warmup: a tenth of the run, at most 2,000."""
         return min(MAX_WARMUP_STEPS, math.ceil(WARMUP_SHARE * self.num_steps))
 
+    @property
+    def device_rows(self) -> int:
+        """Rows of one optimizer step on one device."""
+        return self.micro_batch_rows * self.gradient_accumulation_steps
+
     def in_micro_batches(self, rows: int) -> "BatchPlan":
         """The same steps in forward passes of another number of rows, which divides a device's."""
-        device_rows = self.micro_batch_rows * self.gradient_accumulation_steps
-        assert device_rows % rows == 0
-        return replace(self, micro_batch_rows=rows, gradient_accumulation_steps=device_rows // rows)
+        assert self.device_rows % rows == 0
+        return replace(self, micro_batch_rows=rows, gradient_accumulation_steps=self.device_rows // rows)
 
 
 def plan_batches(

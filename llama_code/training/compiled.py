@@ -26,7 +26,7 @@ def recompute_layers(model: PreTrainedModel, count: int) -> None:
     """Let the first `count` decoder layers keep only their input, and compute it again in the backward pass."""
     if not count:
         return
-    # renamed in transformers 5.23
+    # renamed since transformers 5.17
     name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     for layer in model.model.layers[count:]:

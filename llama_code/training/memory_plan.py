@@ -29,8 +29,9 @@ GPU_GIB = {
 RESERVED_GIB = 1.25
 ALLOCATOR_SHARE = 0.05
 BYTES = {"float32": 4, "bfloat16": 2}
+EIGHT_BITS = "adamw_torch_8bit"  # torchao's AdamW
 # AdamW's two moments: fp32, or 8 bits and an fp32 scale for each 256.
-OPTIMIZER_BYTES = {"adamw_torch_8bit": 2 * (1 + 4 / 256)}
+OPTIMIZER_BYTES = {EIGHT_BITS: 2 * (1 + 4 / 256)}
 FP32_OPTIMIZER_BYTES = 8
 # The reference's layers keep what fused ones compute again, and its logits are there in bf16 and fp32, with gradients:
 # rough figures from the peaks of transformers' Llama, eager, in docs/training_speed.md.
@@ -94,6 +95,7 @@ def plan_memory(
     num_parameters: int,
     *,
     weights_dtype: str,
+    compute_bytes: int,
     optim: str,
     row_length: int,
     micro_batch_rows: int,
@@ -106,7 +108,8 @@ def plan_memory(
     Args:
         config: the model's.
         num_parameters: all of them, tied ones once.
-        weights_dtype: `float32`, computed with under bf16 autocast, or `bfloat16`, with fp32 gradients.
+        weights_dtype: `float32`, or `bfloat16`, with fp32 gradients.
+        compute_bytes: of a number in products and activations: 2 under autocast, 4 in fp32.
         optim: transformers' name of the optimizer.
         row_length: tokens of a row.
         micro_batch_rows: rows of a forward pass.
@@ -120,11 +123,11 @@ def plan_memory(
     # The residual stream and its norm before attention and before feed-forward; queries, attention's output, keys and
     # values; gate, up and their product; and the softmax's denominators, in fp32.
     kept = 4 * width + 2 * attention_width + 2 * key_value_width + 3 * config.intermediate_size
-    layer = 2 * tokens * kept + 4 * tokens * config.num_attention_heads
+    layer = compute_bytes * tokens * kept + 4 * tokens * config.num_attention_heads
     whole_layers = config.num_hidden_layers - recomputed_layers
-    in_backward = 2 * tokens * (4 * config.intermediate_size + 3 * width)
+    in_backward = compute_bytes * tokens * (4 * config.intermediate_size + 3 * width)
     head = config.vocab_size * width
-    logits = 2 * min(CHUNK_LOGITS, tokens * config.vocab_size)
+    logits = compute_bytes * min(CHUNK_LOGITS, tokens * config.vocab_size)
     if not fused:
         layer *= REFERENCE_LAYER
         logits = REFERENCE_LOGIT_BYTES * tokens * config.vocab_size
@@ -135,13 +138,13 @@ def plan_memory(
         weights=own_bytes * num_parameters,
         gradients=4 * num_parameters,
         optimizer=OPTIMIZER_BYTES.get(optim, FP32_OPTIMIZER_BYTES) * num_parameters,
-        casts=0 if own_bytes == 2 else 2 * num_parameters,
+        casts=0 if own_bytes == compute_bytes else compute_bytes * num_parameters,
         activations=whole_layers * layer
-        + recomputed_layers * 2 * tokens * width
+        + recomputed_layers * compute_bytes * tokens * width
         + (layer if recomputed_layers else 0),
         working=max(in_backward, logits),
         accumulates=accumulates,
-        loss=(4 + own_bytes) * head + 2 * 2 * tokens * width,
+        loss=(4 + own_bytes) * head + 2 * compute_bytes * tokens * width,
     )
 
 
@@ -150,6 +153,7 @@ def choose_plan(
     num_parameters: int,
     *,
     weights_dtype: str,
+    compute_bytes: int,
     optim: str,
     row_length: int,
     fused: bool,
@@ -165,7 +169,7 @@ def choose_plan(
         rows: numbers of rows of a forward pass to choose from.
         layers: numbers of recomputed layers to choose from.
         budget: bytes that may be reserved.
-        config, num_parameters, weights_dtype, optim, row_length, fused: as in `plan_memory`.
+        config, num_parameters, weights_dtype, compute_bytes, optim, row_length, fused: as in `plan_memory`.
 
     Raises:
         UserError: none fits; the message says what the smallest needs, and what would.
@@ -178,6 +182,7 @@ def choose_plan(
             recomputed_layers=recomputed,
             accumulates=count < step_rows,
             weights_dtype=weights_dtype,
+            compute_bytes=compute_bytes,
             optim=optim,
             row_length=row_length,
             fused=fused,
@@ -193,7 +198,8 @@ def choose_plan(
         config,
         num_parameters,
         weights_dtype="bfloat16",
-        optim="adamw_torch_8bit",
+        compute_bytes=2,
+        optim=EIGHT_BITS,
         row_length=row_length,
         micro_batch_rows=1,
         recomputed_layers=config.num_hidden_layers,
@@ -202,7 +208,7 @@ def choose_plan(
     )
     remedy = f"a card or --memory_budget of {leanest.needed / GIB + RESERVED_GIB:.0f} GiB would do"
     if leanest.needed < smallest.needed:
-        remedy += " with --weights_dtype bfloat16 --optim adamw_torch_8bit --optim_args bf16_stochastic_round=True,"
+        remedy += f" with --weights_dtype bfloat16 --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True,"
         remedy += " one row a forward pass and all layers recomputed"
     raise UserError(
         f"the run needs {smallest.needed / GIB:.1f} GiB with {smallest.micro_batch_rows} row(s) a forward pass and "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, TrainingArguments
 
 import train_clm
 from llama_code.errors import UserError, run_script
@@ -13,8 +13,9 @@ from llama_code.training.arguments import parse_run
 from llama_code.training.memory_plan import GIB, MemoryPlan, choose_plan, num_parameters, plan_memory
 
 RECIPES = Path(train_clm.__file__).parent / "recipes"
-EIGHT_BITS = {"weights_dtype": "bfloat16", "optim": "adamw_torch_8bit", "row_length": 2048, "fused": True}
-FP32 = {"weights_dtype": "float32", "optim": "adamw_torch_fused", "row_length": 2048, "fused": True}
+OPTIONS = {"compute_bytes": 2, "row_length": 2048, "fused": True}
+EIGHT_BITS = {**OPTIONS, "weights_dtype": "bfloat16", "optim": "adamw_torch_8bit"}
+FP32 = {**OPTIONS, "weights_dtype": "float32", "optim": "adamw_torch_fused"}
 REFERENCE = {**FP32, "fused": False}
 # Most bytes allocated on an H100, in GB (docs/memory.md): size, options, rows, recomputed layers, whether gradients of
 # earlier passes are there, peak.
@@ -60,6 +61,13 @@ def test_what_is_always_kept() -> None:
     m3 = plan("m3", FP32, 2)
     count = 496_986_880
     assert (m3.weights, m3.gradients, m3.optimizer, m3.casts) == (4 * count, 4 * count, 8 * count, 2 * count)
+
+
+def test_fp32_throughout() -> None:
+    """Activations are twice as large as under autocast, and no weight is cast."""
+    autocast, fp32 = (plan("m3", {**FP32, "compute_bytes": size}, 4) for size in (2, 4))
+    assert fp32.casts == 0 and fp32.activations == pytest.approx(2 * autocast.activations, rel=1e-2)
+    assert fp32.working == 2 * autocast.working
 
 
 def test_what_fits_is_chosen() -> None:
@@ -128,6 +136,18 @@ def test_a_model_that_is_divided_among_devices_has_no_plan(monkeypatch: pytest.M
         parse_run(argv, RECIPES)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert parse_run(argv, RECIPES).memory is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to plan for")
+def test_a_plan_without_a_gpu_needs_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--plan needs a GPU to plan for, and this machine has none; name one with"):
+        parse_run(["--plan", "--output_dir", str(tmp_path)], RECIPES)
+
+
+def test_bf16_weights_are_of_one_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(UserError, match="--weights_dtype bfloat16 trains on one device, and this run has 2; start"):
+        parse_run(["--config", "m4", "--output_dir", str(tmp_path)], RECIPES)
 
 
 @pytest.mark.gpu
