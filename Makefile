@@ -50,11 +50,14 @@ else
 endif
 	$(BIN)/python -m llama_code.evaluation.summary $(RUN)
 
-# torchao prints when transformers finds and imports it, so it lies apart, where only the tests that want it look.
+# torchao and, on CPUs with bf16, bitsandbytes print when transformers finds and imports them, so they lie apart, where
+# only the tests that want them look.
 test: install
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchao torchao==0.18.0
 	PYTHONPATH=$(VENV)/torchao $(BIN)/python -m pytest tests/training/test_low_bit.py
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bitsandbytes bitsandbytes==0.50.2
+	PYTHONPATH=$(VENV)/bitsandbytes $(BIN)/python -m pytest tests/training/test_peft.py -k qlora
 
 style: install
 	$(BIN)/ruff check .

@@ -15,26 +15,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 import llama_code.modeling  # noqa: F401  (registers the models)
 from llama_code.data.options import written
 from llama_code.data.token_bytes import token_bytes
 from llama_code.errors import UserError, run_script
-from llama_code.modeling.accumulating_linear import accumulate_in_fp32
-from llama_code.modeling.kernels import AUTO, FUSED, REFERENCE
+from llama_code.training.adapters import PACKAGES, QLORA, base_model, merged_model
 from llama_code.training.arguments import Run, parse_run
-from llama_code.training.compiled import attention_name, compile_layers, recompute_layers
-from llama_code.training.memory_plan import EIGHT_BITS, GIB, budget_bytes
+from llama_code.training.compiled import attention_name
+from llama_code.training.memory_plan import EIGHT_BITS, GIB, budget_bytes, num_parameters
+from llama_code.training.model import build_model
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
 from llama_code.training.run_record import (
+    RECORDED_PACKAGES,
     RUN_FILE,
     check_output_dir,
     git_commit,
@@ -51,6 +46,7 @@ ROOT = Path(__file__).resolve().parent
 # Of what the data's own meta.json says, what a run records.
 DATA_FIELDS = ("source", "held_out_source", "splits", "read", "dropped", "filters_off", "near_dedup", "decontaminate")
 DATA_FIELDS += ("redact", "fim_rate", "packages")
+ADAPTER_FOLDER = "adapter"
 logger = logging.getLogger("train_clm")
 
 
@@ -61,8 +57,10 @@ def main() -> None:
     if run.arguments.plan:
         assert run.memory is not None
         passes = f"{run.plan.micro_batch_rows} row(s) x {run.plan.gradient_accumulation_steps} a step"
-        print("\n".join([f"{run.size}: {passes}", *run.memory.lines()]))
+        print("\n".join([f"{run.size}: {passes}", *adapter_lines(run), *run.memory.lines()]))
         return
+    if run.arguments.peft == QLORA and find_spec("bitsandbytes") is None:
+        raise UserError("--peft qlora needs bitsandbytes, which is not installed; pip install bitsandbytes")
     if arguments.optim == EIGHT_BITS and find_spec("torchao") is None:
         raise UserError(f"--optim {EIGHT_BITS} needs torchao, which is not installed; pip install torchao")
     if run.memory is not None:
@@ -77,11 +75,14 @@ def main() -> None:
     tokenizer = load_tokenizer(run.arguments.tokenizer, run.config)
     set_seed(arguments.seed)
     model = build_model(run)
+    base = base_model(model)
+    kernels = base.kernels
     with arguments.main_process_first(desc="data preparation"):
         data = streamed_data(run, tokenizer) if run.arguments.streaming else prepared_data(run, tokenizer)
 
-    num_parameters = model.num_parameters()
-    flops = flops_per_token(run.config, num_parameters, run.row_length)
+    count = num_parameters(run.config)
+    trained, frozen = (count, 0) if run.adapters is None else (run.adapters.num_parameters(run.config), count)
+    flops = flops_per_token(run.config, trained, run.row_length, num_frozen=frozen)
     peak, peak_source = peak_flops(arguments.device)
     if isinstance(data, StreamedData):
         rows: RunRows | StreamedRows = data.train
@@ -100,8 +101,8 @@ def main() -> None:
     )
     if isinstance(rows, StreamedRows):
         trainer.add_callback(SaveStream(trainer, rows, run.plan.batch_rows))
-    log_plan(run, num_parameters, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
-    logger.info(f"  {model.kernels} kernels, attention {attention_name(model, run.training_arguments.bf16)}")
+    log_plan(run, count, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
+    logger.info(f"  {kernels} kernels, attention {attention_name(base, run.training_arguments.bf16)}")
 
     start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
@@ -109,7 +110,11 @@ def main() -> None:
     seconds = time.perf_counter() - started - trainer.evaluation_seconds
     final = trainer.evaluate()
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)
-    model.config.use_cache = True  # Trainer turns it off, and what is saved is for generation
+    if isinstance(model, PeftModel) and is_main:
+        # The adapter comes first: all that was trained is in it.
+        model.save_pretrained(output_dir / ADAPTER_FOLDER)
+        trainer.model = base = merged_model(model, run.config, base.dtype)
+    base.config.use_cache = True  # Trainer turns it off, and what is saved is for generation
     trainer.save_model()
     trainer.accelerator.end_training()  # else a thread of the process group may outlive Python, which aborts
     if not is_main:
@@ -121,7 +126,9 @@ def main() -> None:
     new_tokens = tokens - start_step * step_tokens
     record = {
         "size": run.size,
-        "num_parameters": num_parameters,
+        "num_parameters": count,
+        "model_name_or_path": run.arguments.model_name_or_path,
+        "peft": run.adapters and {**asdict(run.adapters), "trainable_parameters": trained},
         "dataset": run.arguments.dataset,
         "streaming": run.arguments.streaming,
         "data_hash": data.meta["data_hash"],
@@ -140,11 +147,11 @@ def main() -> None:
         "num_devices": arguments.world_size,
         "seed": arguments.seed,
         "memory_gib": memory_record(run),
-        "recipe": recipe_record(run, model.kernels),
-        "config": model.config.to_dict(),
+        "recipe": recipe_record(run, kernels),
+        "config": base.config.to_dict(),
         "tokenizer": {"name": run.arguments.tokenizer or "tokenizer/", "sha256": tokenizer_sha256},
         "data": {name: data.meta[name] for name in DATA_FIELDS},
-        "versions": versions(),
+        "versions": versions((*RECORDED_PACKAGES, *PACKAGES.get(run.arguments.peft, ()))),
         "git_commit": git_commit(ROOT),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -153,46 +160,6 @@ def main() -> None:
         f"bits per byte on held-out Python: {initial['eval_bits_per_byte']:.4f} -> {final['eval_bits_per_byte']:.4f}\n"
         f"{tokens:,} tokens in {seconds:.1f} s; model and {RUN_FILE} in {output_dir}"
     )
-
-
-def build_model(run: Run) -> PreTrainedModel:
-    """Make the untrained model of a run, on its device, computing and compiled as the run wants it."""
-    arguments = run.training_arguments
-    weights_dtype = getattr(torch, run.arguments.weights_dtype)
-    # Large models are made where they will be: on the CPU it would take minutes, and memory that may not be there.
-    device = arguments.device if weights_dtype == torch.bfloat16 else torch.device("cpu")
-    try:
-        with device:
-            model = AutoModelForCausalLM.from_config(
-                run.config, attn_implementation=run.arguments.attn_implementation, dtype=weights_dtype
-            )
-    except (ValueError, KeyError, ImportError) as error:
-        names = f"--config {run.arguments.config!r} with --attn_implementation {run.arguments.attn_implementation!r}"
-        raise UserError(
-            f"{names} makes no model ({' '.join(str(error).split())}); correct config.json or choose another attention"
-        ) from error
-    model.to(arguments.device)
-    if weights_dtype == torch.bfloat16:
-        accumulate_in_fp32(model)
-    if run.memory is not None:
-        recompute_layers(model, run.memory.recomputed_layers)
-    asked = run.arguments.kernels
-    if asked == FUSED and arguments.torch_compile:
-        raise UserError(
-            "--torch_compile true contradicts --kernels fused, whose layers are compiled one by one; leave one out"
-        )
-    # What --torch_compile compiles as a whole is the reference.
-    asked = REFERENCE if asked == AUTO and arguments.torch_compile else asked
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else model.dtype
-    try:
-        kernels = model.set_kernels(asked, dtype)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
-    if kernels == FUSED:
-        compile_layers(model)
-    elif arguments.torch_compile:
-        torch._inductor.config.triton.mix_order_reduction = False  # as in compile_layers
-    return model
 
 
 def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -248,11 +215,21 @@ def recipe_record(run: Run, kernels: str) -> dict:
         "recomputed_layers": run.memory.recomputed_layers if run.memory else 0,
         "attn_implementation": run.arguments.attn_implementation,
         "kernels": kernels,
+        "fp8": run.arguments.fp8,
         "z_loss": run.arguments.z_loss,
         "torch_compile": arguments.torch_compile,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "eval_rows": run.arguments.eval_rows,
     }
+
+
+def adapter_lines(run: Run) -> list[str]:
+    """What is trained, where it is not the weights themselves, as people read it."""
+    if run.adapters is None:
+        return []
+    count, adapters = run.adapters.num_parameters(run.config), run.adapters
+    targets = ", ".join(adapters.targets)
+    return [f"{adapters.method}: {count:,} parameters are trained, of rank {adapters.r} beside {targets}"]
 
 
 def log_plan(run: Run, num_parameters: int, rows: RunRows | StreamedRows, device: str, peak: str) -> None:
@@ -268,9 +245,8 @@ def log_plan(run: Run, num_parameters: int, rows: RunRows | StreamedRows, device
     )
     if plan.remark:
         logger.info(f"  {plan.remark}")
-    if run.memory is not None:
-        for line in run.memory.lines():
-            logger.info(f"  {line}")
+    for line in [*adapter_lines(run), *(run.memory.lines() if run.memory is not None else [])]:
+        logger.info(f"  {line}")
     if rows.num_passes > 1:
         logger.warning(f"  the data has fewer tokens than the run: it is gone through {rows.num_passes:.2f} times")
 

@@ -22,15 +22,22 @@ from results import record
 CURVES = Path(__file__).with_suffix(".csv")
 PICTURE = CURVES.parents[1] / "docs" / "kernel_curves.png"
 STEPS = 300
+ADAMW_8BIT = [
+    "--weights_dtype",
+    "bfloat16",
+    "--optim",
+    "adamw_torch_8bit",
+    "--optim_args",
+    "bf16_stochastic_round=True",
+]
 RUNS = {
     "reference, fp32": ["--kernels", "reference", "--bf16", "false"],
     "fused, fp32": ["--kernels", "fused", "--bf16", "false"],
     "reference, bf16": ["--kernels", "reference"],
     "fused, bf16": ["--kernels", "fused"],
-    "fused, bf16 weights, 8-bit AdamW": [
-        *("--kernels", "fused", "--weights_dtype", "bfloat16", "--optim", "adamw_torch_8bit"),
-        *("--optim_args", "bf16_stochastic_round=True"),
-    ],
+    "fused, bf16 weights, 8-bit AdamW": ["--kernels", "fused", *ADAMW_8BIT],
+    "fused, fp8": ["--kernels", "fused", "--fp8", "true"],
+    "fused, fp8, bf16 weights, 8-bit AdamW": ["--kernels", "fused", "--fp8", "true", *ADAMW_8BIT],
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from transformers.models.llama import modeling_llama
 
 from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM
 from llama_code.modeling.accumulating_linear import accumulate_in_fp32
+from llama_code.modeling.fp8_linear import use_fp8
+from llama_code.training.arguments import parse_run
 from llama_code.training.compiled import compile_layers
+from llama_code.training.model import build_model
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TRAINER_ARM = "llama-code, Trainer"
@@ -110,15 +114,34 @@ def fused(config: LlamaCodeConfig, dtype: torch.dtype = torch.float32, compiled:
     return model
 
 
-def large(config: LlamaCodeConfig) -> LlamaCodeForCausalLM:
-    """Make llama-code's model as m4 and m5 are trained: bf16 weights, fp32 gradients."""
+def fused_fp8(config: LlamaCodeConfig) -> LlamaCodeForCausalLM:
+    """Make the same with products in fp8."""
+    model = fused(config)
+    use_fp8(model)
+    return model
+
+
+def large(config: LlamaCodeConfig, fp8: bool = False) -> LlamaCodeForCausalLM:
+    """Make llama-code's model as m4 and m5 are trained: bf16 weights, fp32 gradients; with fp8 bf16 ones."""
     config._attn_implementation = "sdpa"
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     accumulate_in_fp32(model)
+    if fp8:
+        use_fp8(model)
     model.set_kernels("fused")
     compile_layers(model)
     return model
+
+
+def adapted(config: LlamaCodeConfig, method: str) -> PreTrainedModel:
+    """Make llama-code's model with adapters, as train_clm.py does from weights that it loads."""
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.device("cuda"):
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+        argv = ["--config", folder, "--model_name_or_path", folder, "--peft", method, "--learning_rate", "3e-4"]
+        argv += ["--batch_tokens", "2048", "--paper_batch_rows", "1", "--micro_batch_rows", "1", "--report_to", "none"]
+        return build_model(parse_run(argv, RECIPES))
 
 
 def adamw(model: PreTrainedModel) -> torch.optim.Optimizer:
@@ -142,11 +165,16 @@ ARMS: dict[str, tuple[Callable[[LlamaCodeConfig], PreTrainedModel], bool]] = {
     "llama-code, fused, bf16 weights": (lambda config: fused(config, torch.bfloat16), False),
     "llama-code, fused, not compiled": (lambda config: fused(config, compiled=False), True),
     "transformers, Liger, recomputing": (liger_recomputing, False),
+    "llama-code, fused, fp8": (fused_fp8, True),
     "llama-code, fused, 8-bit AdamW": (large, False),
+    "llama-code, fused, fp8, 8-bit AdamW": (lambda config: large(config, fp8=True), False),
+    "llama-code, fused, LoRA": (lambda config: adapted(config, "lora"), True),
+    "llama-code, fused, QLoRA": (lambda config: adapted(config, "qlora"), True),
 }
 DEFAULT_ARMS = ["transformers, eager", "transformers, torch.compile", "transformers, Liger", "llama-code, fused"]
 DEFAULT_ARMS += [TRAINER_ARM]
 LARGE_ARMS = ["transformers, Liger", "transformers, Liger, recomputing", "llama-code, fused, 8-bit AdamW"]
+LARGE_ARMS += ["llama-code, fused, fp8, 8-bit AdamW", "llama-code, fused, LoRA", "llama-code, fused, QLoRA"]
 
 
 def build(name: str, config: LlamaCodeConfig, rows: torch.Tensor, micro_rows: int) -> Arm:
@@ -154,7 +182,7 @@ def build(name: str, config: LlamaCodeConfig, rows: torch.Tensor, micro_rows: in
     torch.manual_seed(0)
     make, autocast = ARMS[name]
     model = make(config).train()
-    optimizer = adamw_8bit(model) if make is large else adamw(model)
+    optimizer = adamw_8bit(model) if "8-bit AdamW" in name else adamw(model)
     rotate = modeling_llama.apply_rotary_pos_emb if make in (liger, liger_recomputing) else ROTATE
     arm = Arm(model, optimizer, micro_rows, autocast, rotate)
     seconds = fit(arm, rows)

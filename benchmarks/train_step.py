@@ -36,7 +36,13 @@ BATCH_ROWS = {"m1": 64, "m2": 64, "m3": 128, "m4": 128, "m5": 128}  # 128k token
 # What is tried first, and halved until it fits.
 MICRO_ROWS = {"m1": 64, "m2": 64, "m3": 32, "m4": 8, "m5": 4}
 # Where the first is known not to fit, and costs the time to compile it.
-MICRO_ROWS_OF_ARM = {("m3", "transformers, torch.compile"): 16, ("m5", "llama-code, fused, 8-bit AdamW"): 2}
+MICRO_ROWS_OF_ARM = {
+    ("m3", "transformers, torch.compile"): 16,
+    ("m4", "llama-code, fused, fp8, 8-bit AdamW"): 16,
+    ("m5", "transformers, Liger"): 2,
+    ("m5", "llama-code, fused, 8-bit AdamW"): 2,
+    ("m5", "llama-code, fused, QLoRA"): 8,
+}
 
 
 def matmul_flops() -> float:
@@ -157,7 +163,6 @@ class Size:
     """What all arms of a size have in common.
 
     Attributes:
-        flops: of one step.
         matmul: the largest FLOP/s of a product seen so far.
     """
 
@@ -165,7 +170,6 @@ class Size:
     config: LlamaCodeConfig
     data: np.ndarray
     rows: torch.Tensor
-    flops: float
     matmul: float = 0.0
 
     def first_micro_rows(self, arm: str) -> int:
@@ -176,22 +180,28 @@ class Size:
         """Measure products once more, as the card is now."""
         self.matmul = max(self.matmul, matmul_flops())
 
-    def report(self, name: str, seconds: list[float], micro_rows: int) -> None:
-        """Print and record the figures of an arm."""
+    def report(self, name: str, seconds: list[float], micro_rows: int, flops: float) -> None:
+        """Print and record the figures of an arm whose step takes `flops`."""
         middle = statistics.median(seconds)
         peak, _ = peak_flops(torch.device("cuda"))
         tokens = self.rows.numel()
         figures = {
             "tokens/s": (tokens / middle, "tokens/s"),
-            "MFU": (self.flops / middle / peak, "share"),
-            "share of P_mm": (self.flops / middle / self.matmul, "share"),
+            "MFU": (flops / middle / peak, "share"),
+            "share of P_mm": (flops / middle / self.matmul, "share"),
             "micro-batch": (micro_rows, "rows"),
         }
-        share = self.flops / middle / self.matmul
+        share = flops / middle / self.matmul
         print(f"  {name:34} {tokens / middle:>12,.0f} tokens/s  {share:.3f} of P_mm", end="")
         print(f"  {1000 * middle:8.1f} ms  spread {(max(seconds) - min(seconds)) / middle:.1%}", flush=True)
         for metric, (value, unit) in figures.items():
             record("train_step", name, self.name, metric, value, unit, torch.cuda.get_device_name())
+
+    def flops_of(self, arm: Arm) -> float:
+        """Count a step's FLOPs; frozen weights have no gradients."""
+        count, trained = num_parameters(self.config), sum(x.numel() for x in arm.model.parameters() if x.requires_grad)
+        frozen = count if trained < count else 0
+        return flops_per_token(self.config, trained, ROW_LENGTH, frozen) * self.rows.numel()
 
     def report_arm(self, name: str, arm: Arm) -> None:
         """Print and record the figures of an arm that took its turns, unless they are of NaN, which is fast."""
@@ -200,7 +210,7 @@ class Size:
                 f"  {name}: weights are not finite, and products of NaN are faster than others; no figure", flush=True
             )
             return
-        self.report(name, arm.seconds, arm.micro_rows)
+        self.report(name, arm.seconds, arm.micro_rows, self.flops_of(arm))
         for metric, value in {"peak memory": arm.peak_bytes, "reserved memory": arm.reserved_bytes}.items():
             print(f"    {metric} {value / 1e9:.1f} GB", flush=True)
             record("train_step", name, self.name, metric, value / 1e9, "GB", torch.cuda.get_device_name())
@@ -231,7 +241,7 @@ def measure(size: Size, options: argparse.Namespace) -> None:
         return
     ours.move("cuda")
     seconds, waits = through_trainer(size.name, ours, size.data, 8 if size.name == "m3" else 25)
-    size.report(TRAINER_ARM, seconds, ours.micro_rows)
+    size.report(TRAINER_ARM, seconds, ours.micro_rows, size.flops_of(ours))
     ours.seconds.clear()
     for _ in range(2):
         timed(ours, size.rows)
@@ -277,8 +287,7 @@ def main() -> None:
         config = LlamaCodeConfig.from_pretrained(RECIPES / name)
         data = random_rows(config)
         rows = torch.from_numpy(data[: BATCH_ROWS[name]]).to("cuda", torch.int64)
-        flops = flops_per_token(config, num_parameters(config), ROW_LENGTH) * rows.numel()
-        size = Size(name, config, data, rows, flops)
+        size = Size(name, config, data, rows)
         print(f"{name}: {rows.numel():,} tokens a step; attention of llama-code: {attention}", flush=True)
         (measure_large if name in ("m4", "m5") else measure)(size, options)
         print(f"  P_mm {size.matmul / 1e12:.0f} TFLOP/s", flush=True)

@@ -2,8 +2,8 @@
 
 Where weights are in bf16, PyTorch would write each micro-batch's gradient in bf16, cast it to fp32 and add it. A
 product can add its result to what is there instead, in the precision of its sums; Megatron-LM calls it gradient
-accumulation fusion. Weights that are used together need not be joined: their products write and read parts of one
-tensor.
+accumulation fusion. Weights that are used together are laid side by side in memory, as are their gradients, so that
+one product serves all.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,13 @@ from transformers import PreTrainedModel
 
 from .triton_support import operator_name
 
+# Of a layer, what is multiplied with the same input.
+TOGETHER = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
 # By the address of a weight, whose gradient is not among the tensors that a compiled graph knows of.
 _parameters: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
 
@@ -26,10 +33,14 @@ def accumulate_in_fp32(model: PreTrainedModel) -> None:
     """
     for parameter in model.parameters():
         parameter.grad_dtype = torch.float32
-    for module in model.modules():
-        if type(module) is nn.Linear and module is not model.get_output_embeddings():
-            _parameters[module.weight.data_ptr()] = module.weight
-            module.accumulates_in_fp32 = True  # type: ignore[assignment]
+    for layer in model.model.layers:
+        for names in TOGETHER:
+            modules = [layer.get_submodule(name) for name in names]
+            weights = [module.weight.detach() for module in modules]
+            for module, weight in zip(modules, _split(torch.cat(weights), weights), strict=True):
+                module.weight.data = weight
+                _parameters[weight.data_ptr()] = module.weight
+                module.accumulates = True
 
 
 @torch.library.custom_op(operator_name(__name__, "accumulating_linear"), mutates_args=())
@@ -38,16 +49,12 @@ def accumulating_linear(x: torch.Tensor, weights: Sequence[torch.Tensor]) -> tor
 
     Args:
         x: `(..., in_features)`, in the weights' dtype.
-        weights: each `(out_features, in_features)`, of parameters that `accumulate_in_fp32` has seen.
+        weights: each `(out_features, in_features)`, of parameters that `accumulate_in_fp32` has laid side by side.
 
     Returns:
         `(..., sum of out_features)`, contiguous.
     """
-    output = _empty_output(x, weights)
-    rows = x.reshape(-1, x.shape[-1])
-    for part, weight in zip(_parts(output, weights), weights, strict=True):
-        torch.mm(rows, weight.t(), out=part)
-    return output
+    return nn.functional.linear(x, side_by_side(weights))
 
 
 @torch.library.custom_op(operator_name(__name__, "accumulating_linear_backward"), mutates_args=())
@@ -55,23 +62,9 @@ def _accumulating_linear_backward(
     grad: torch.Tensor, x: torch.Tensor, weights: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Return the gradient of `x`; add those of the weights to their parameters' `grad`."""
-    grad, rows = grad.contiguous(), x.reshape(-1, x.shape[-1])
-    x_gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
-    own_gradient = x_gradient.view(rows.shape)
-    for i, (part, weight) in enumerate(zip(_parts(grad, weights), weights, strict=True)):
-        if i == 0:
-            torch.mm(part, weight, out=own_gradient)
-        else:
-            own_gradient.addmm_(part, weight)
-        parameter = _parameters.get(weight.data_ptr())
-        if parameter is None:
-            raise RuntimeError(
-                "no parameter of accumulate_in_fp32 is where this weight is; call it after moving a model"
-            )
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
-        add_product(parameter.grad, part.t(), rows)
-    return x_gradient
+    rows = grad.reshape(-1, grad.shape[-1])
+    add_product(gradient_of(weights), rows.t(), x.reshape(-1, x.shape[-1]))
+    return (rows @ side_by_side(weights)).view(x.shape)
 
 
 @accumulating_linear.register_fake
@@ -84,8 +77,37 @@ def _(grad, x, weights):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _parts(packed: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return packed.view(-1, packed.shape[-1]).split([len(weight) for weight in weights], dim=-1)
+def side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return one view of tensors that follow each other in memory.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    first, end = tensors[0], tensors[0].data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != end or not tensor.is_contiguous():
+            raise RuntimeError("what accumulate_in_fp32 laid side by side was moved; call it after moving a model")
+        end += tensor.nbytes
+    return first.as_strided((sum(len(tensor) for tensor in tensors), *first.shape[1:]), first.stride())
+
+
+def gradient_of(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return one view of the gradients of the parameters that are where `weights` are; they begin with zeros."""
+    try:
+        parameters = [_parameters[weight.data_ptr()] for weight in weights]
+    except KeyError:
+        raise RuntimeError(
+            "no parameter of accumulate_in_fp32 is where this weight is; call it after moving a model"
+        ) from None
+    if all(parameter.grad is None for parameter in parameters):
+        gradients = torch.zeros_like(side_by_side(weights), dtype=parameters[0].grad_dtype)
+        for parameter, gradient in zip(parameters, _split(gradients, weights), strict=True):
+            parameter.grad = gradient
+    return side_by_side([parameter.grad for parameter in parameters])  # type: ignore[misc]
+
+
+def _split(joined: torch.Tensor, like: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return joined.split([len(tensor) for tensor in like])
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -96,6 +118,27 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:  # PyTorch's CPU products have no fp32 output for bf16
         total.addmm_(left.float(), right.float())
+
+
+@torch.no_grad()
+def add_rounded(total: torch.Tensor, x: torch.Tensor) -> None:
+    """Add `x` to `total`, both bf16 and of one shape, rounding up or down as often as makes the mean right.
+
+    The 16 bits that bf16 drops of an fp32 sum are added to random ones first: what carries over is rounded up.
+    """
+    seed = torch.randint(2**31 - 1, (1,), device=total.device, dtype=torch.int32)
+    _add_rounded(total.view(-1), x.view(-1), seed)
+
+
+@torch.compile(dynamic=True)
+def _add_rounded(total: torch.Tensor, x: torch.Tensor, seed: torch.Tensor) -> None:
+    # A hash (Wellons 2018, "lowbias32") of each number's place: a generator's ten rounds would take longer than the
+    # numbers' way through memory. Products wrap around; a signed number's shift brings copies of the sign, which go.
+    bits = torch.arange(len(total), device=total.device, dtype=torch.int32) ^ seed
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
+        bits = (bits ^ ((bits >> shift) & (2 ** (32 - shift) - 1))) * factor
+    sums = (total.float() + x.float()).view(torch.int32) + ((bits >> 16) & 0xFFFF)
+    total.copy_((sums & -0x10000).view(torch.float32))
 
 
 def _save_for_backward(ctx, inputs, output) -> None:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend
 from transformers.configuration_utils import PreTrainedConfig
 
 from .accumulating_linear import accumulating_linear
+from .fp8_linear import fp8_linear
 from .rms_norm import LlamaCodeRMSNorm
 from .rope_kernel import MAX_HEAD_DIM
 from .triton_support import is_interpreted, triton
@@ -81,17 +82,24 @@ def packed_linear(x: torch.Tensor, norm: LlamaCodeRMSNorm, *projections: nn.Line
     if not torch.is_grad_enabled() or not is_plain(norm, LlamaCodeRMSNorm) or not _are_plain(projections):
         x = norm(x)
         return torch.cat([projection(x) for projection in projections], dim=-1)
-    if _accumulate(projections):
-        return accumulating_linear(norm(x), [projection.weight for projection in projections])
+    weights = [projection.weight for projection in projections]
     dtype = compute_dtype(x)
+    if _have("uses_fp8", projections):
+        return fp8_linear(norm(x).to(dtype), weights, _have("accumulates", projections))
+    if _have("accumulates", projections):
+        return accumulating_linear(norm(x), weights)
     # Each by itself, so that what the gradients need are the parameters and no copy of them.
     weight = torch.cat([projection.weight * norm.weight for projection in projections])
     return nn.functional.linear(norm.normalize(x).to(dtype), weight.to(dtype))
 
 
 def linear(x: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
-    """Return `projection(x)`, by the product that accumulates the weight's gradient where it is such a weight."""
-    if torch.is_grad_enabled() and _are_plain([projection]) and _accumulate([projection]):
+    """Return `projection(x)`, in fp8 or by the product that accumulates the weight's gradient where it is to be so."""
+    if not torch.is_grad_enabled() or not is_plain(projection, nn.Linear):
+        return projection(x)
+    if _have("uses_fp8", [projection]):
+        return fp8_linear(x.to(compute_dtype(x)), [projection.weight], _have("accumulates", [projection]))
+    if _have("accumulates", [projection]):
         return accumulating_linear(x, [projection.weight])
     return projection(x)
 
@@ -100,8 +108,9 @@ def _are_plain(projections: Sequence[nn.Module]) -> bool:
     return all(is_plain(projection, nn.Linear) for projection in projections)
 
 
-def _accumulate(projections: Sequence[nn.Module]) -> bool:
-    return all(getattr(projection, "accumulates_in_fp32", False) for projection in projections)
+def _have(name: str, projections: Sequence[nn.Module]) -> bool:
+    """Whether `accumulate_in_fp32` or `use_fp8` has marked all of them."""
+    return all(getattr(projection, name, False) for projection in projections)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -1,38 +1,39 @@
-"""What the command line of train_clm.py takes: the run, the recipe, and every field of TrainingArguments."""
+"""From the command line of train_clm.py, the recipe and the device to a run whose every number is decided."""
 
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from llama_code.argument_parser import ArgumentParser
-from llama_code.data.options import DataOptions
 from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
-from llama_code.modeling.kernels import AUTO, REFERENCE
-from llama_code.training.batches import PAPER_TRAIN_TOKENS, BatchPlan, plan_batches
+from llama_code.modeling.fp8_linear import ALIGNMENT, fp8_obstacle
+from llama_code.modeling.kernels import REFERENCE
+from llama_code.training.adapters import QLORA, Adapters, check_adapters
+from llama_code.training.batches import BatchPlan, plan_batches
 from llama_code.training.memory_plan import (
     BYTES,
     EIGHT_BITS,
+    WITHOUT_FP8,
     MemoryPlan,
     budget_bytes,
     choose_plan,
     gpu_bytes,
     num_parameters,
 )
+from llama_code.training.recipe import config_folder, read_config, read_recipe
+from llama_code.training.run_arguments import RunArguments
 
 ROW_LENGTH = 2_048
 MIN_LR_RATE = 0.1
-SIZES = ("m1", "m2", "m3", "m4", "m5")
 # The paper's protocol, and what suits it; where a value is None it is decided when the run's length is known.
 DEFAULTS: dict[str, Any] = {
     "adam_beta1": 0.9,
@@ -57,54 +58,8 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": None,
     "gradient_accumulation_steps": None,
 }
-
-
-@dataclass
-class RunArguments(DataOptions):
-    """What is trained on what, and in which batches."""
-
-    config: str = field(default="m1", metadata={"help": "m1 to m5, or a folder with config.json and train.yaml."})
-    train_tokens: int = field(default=PAPER_TRAIN_TOKENS, metadata={"help": "Length of the run in tokens."})
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a tokenizer instead of the family's."}
-    )
-    kernels: str = field(
-        default=AUTO,
-        metadata={"help": "reference, fused, or auto: the fused ones on a GPU where they can run."},
-    )
-    weights_dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "float32, or bfloat16 with fp32 gradients and an optimizer that rounds stochastically: for models "
-            "that do not fit otherwise."
-        },
-    )
-    memory_budget: str = field(
-        default="auto",
-        metadata={"help": "GiB of the GPU that the run may use; auto: all of it. Decides what is recomputed."},
-    )
-    plan: bool = field(default=False, metadata={"help": "Print what the run would keep in memory, and end."})
-    gpu: str | None = field(
-        default=None, metadata={"help": "With --plan: the GPU to plan for, as h100-80 or a number of GiB."}
-    )
-    z_loss: float = field(
-        default=0.0, metadata={"help": "Weight in the loss of the squared log of the softmax's denominator."}
-    )
-    attn_implementation: str = field(default="sdpa", metadata={"help": "transformers' attention: sdpa, eager, ..."})
-    eval_rows: int = field(
-        default=32, metadata={"help": "Held-out rows of 2,048 tokens on which bits per byte are measured."}
-    )
-    batch_tokens: int | None = field(default=None, metadata={"help": "Tokens of one optimizer step."})
-    paper_batch_rows: int | None = field(
-        default=None, metadata={"help": "Rows of 2,048 tokens of one step in the paper's run of 32,000 tokens."}
-    )
-    micro_batch_rows: int | None = field(
-        default=None, metadata={"help": "Most rows of one forward pass on a GPU; on a CPU it is one."}
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read, filter and encode the data while training: for a source too large to prepare."},
-    )
+# Fields of a recipe that are about training all parameters in bf16; adapters are trained in fp32.
+FULL_PARAMETER_FIELDS = ("weights_dtype", "optim", "optim_args")
 
 
 @dataclass(frozen=True)
@@ -118,6 +73,7 @@ class Run:
         training_arguments: for the Trainer, with the batch, warmup and precision filled in.
         plan: the division into steps.
         row_length: tokens of a row: 2,048, or the model's context if that is shorter.
+        adapters: what is trained instead of the weights; None where they are trained themselves.
         memory: what it keeps in the memory of a GPU; None without one, and where the model is divided among several.
     """
 
@@ -127,6 +83,7 @@ class Run:
     training_arguments: TrainingArguments
     plan: BatchPlan
     row_length: int
+    adapters: Adapters | None
     memory: MemoryPlan | None
 
 
@@ -142,8 +99,13 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     """
     first = ArgumentParser([], add_help=False, allow_abbrev=False)
     first.add_argument("--config", default="m1")
-    folder = _config_folder(first.parse_known_args(argv)[0].config, recipes)
-    recipe = _read_recipe(folder)
+    first.add_argument("--peft")
+    given = first.parse_known_args(argv)[0]
+    folder = config_folder(given.config, recipes)
+    known = {*RunArguments.__dataclass_fields__, *TrainingArguments.__dataclass_fields__} - {"config"}
+    recipe = read_recipe(folder, known)
+    if given.peft is not None and "peft" not in recipe:
+        recipe = {name: value for name, value in recipe.items() if name not in FULL_PARAMETER_FIELDS}
     parser = ArgumentParser([RunArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
     parser.set_defaults(**{**DEFAULTS, **recipe})
     values = vars(parser.parse_args(list(argv)))
@@ -167,10 +129,11 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             f"--label_smoothing_factor {values['label_smoothing_factor']} would train on labels that are not shifted, "
             "as Trainer shifts those of its own models alone; leave it out"
         )
-    if arguments.weights_dtype not in BYTES:
+    adapters = _read_adapters(arguments, argv)
+    if arguments.weights_dtype is not None and arguments.weights_dtype not in BYTES:
         raise UserError(f"--weights_dtype {arguments.weights_dtype!r} is none of {', '.join(BYTES)}; choose one")
     is_rounded = values["optim"] == EIGHT_BITS and "bf16_stochastic_round=True" in (values["optim_args"] or "")
-    if arguments.weights_dtype == "bfloat16" and not is_rounded:
+    if arguments.weights_dtype == "bfloat16" and adapters is None and not is_rounded:
         raise UserError(
             f"--weights_dtype bfloat16 with --optim {values['optim']} loses updates smaller than half the spacing of "
             f"bf16 numbers; give --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True"
@@ -196,8 +159,9 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             f"--resume_from_checkpoint {resumed_from!r} is no folder with a {TRAINER_STATE_NAME}; "
             "name a checkpoint-N folder of an earlier run"
         )
-    config = _read_config(folder)
-    return _decide(folder.name, config, arguments, values, batch_tokens_asked=_is_given("--batch-tokens", argv))
+    config = read_config(folder, repr(str(folder / "config.json")), "correct it")
+    asked = _is_given("--batch-tokens", argv)
+    return _decide(folder.name, config, arguments, adapters, values, batch_tokens_asked=asked)
 
 
 def _is_given(option: str, argv: Sequence[str]) -> bool:
@@ -205,51 +169,30 @@ def _is_given(option: str, argv: Sequence[str]) -> bool:
     return any(argument.split("=")[0].replace("_", "-") == option for argument in argv)
 
 
-def _config_folder(config: str, recipes: Path) -> Path:
-    folder = recipes / config if config in SIZES else Path(config)
-    if not (folder / "config.json").is_file():
+def _read_adapters(arguments: RunArguments, argv: Sequence[str]) -> Adapters | None:
+    if arguments.peft is None:
+        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_targets"):
+            if _is_given(f"--{name.replace('_', '-')}", argv):
+                raise UserError(f"--{name} is for --peft lora or qlora; add it, or leave --{name} out")
+        return None
+    targets = tuple(dict.fromkeys(arguments.lora_targets))
+    adapters = Adapters(arguments.peft, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, targets)
+    check_adapters(adapters)
+    if arguments.model_name_or_path is None and not arguments.plan:
         raise UserError(
-            f"--config {config!r} is neither a size ({', '.join(SIZES)}) nor a folder with a config.json; give one"
+            f"--peft {arguments.peft} trains beside weights, and there are none; give a folder or a Hub id that holds "
+            "them as --model_name_or_path"
         )
-    return folder.resolve()
-
-
-def _read_recipe(folder: Path) -> dict[str, Any]:
-    file = folder / "train.yaml"
-    if not file.is_file():
-        return {}
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(file)!r} is no YAML ({str(error).splitlines()[0]}); write one field a line") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"{str(file)!r} is a {type(recipe).__name__}; a recipe has one 'field: value' a line")
-    known = {*RunArguments.__dataclass_fields__, *TrainingArguments.__dataclass_fields__} - {"config"}
-    for name in recipe:
-        if name not in known:
-            raise UserError(f"{str(file)!r} has the field {name!r}, which no argument has; correct or remove it")
-        if not isinstance(recipe[name], str | int | float):
-            raise UserError(f"{str(file)!r} has a {type(recipe[name]).__name__} as {name}; give one value")
-    # YAML 1.1 reads 1.5e-3 as a number but 1e-3 as a string; argparse converts strings that are defaults.
-    return recipe
-
-
-def _read_config(folder: Path) -> LlamaCodeConfig:
-    file = str(folder / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file!r} is no model configuration ({reason}); correct it") from error
-    if not isinstance(config, LlamaCodeConfig):
-        raise UserError(
-            f"{file!r} has the model_type {config.model_type!r}; this trains 'llama_code' alone: correct it"
-        )
-    return config
+    return adapters
 
 
 def _decide(
-    size: str, config: LlamaCodeConfig, arguments: RunArguments, values: dict[str, Any], batch_tokens_asked: bool
+    size: str,
+    config: LlamaCodeConfig,
+    arguments: RunArguments,
+    adapters: Adapters | None,
+    values: dict[str, Any],
+    batch_tokens_asked: bool,
 ) -> Run:
     on_gpu = torch.cuda.is_available() and not values["use_cpu"]
     row_length = min(ROW_LENGTH, config.max_position_embeddings)
@@ -273,11 +216,14 @@ def _decide(
         raise UserError(f"{' '.join(str(error).split())} (an argument of TrainingArguments; correct it)") from error
     # One process trains on one device; left alone, Trainer would split its batches over all that it sees.
     training_arguments._n_gpu = min(1, training_arguments.n_gpu)
-    if arguments.weights_dtype == "bfloat16" and training_arguments.world_size > 1:
-        raise UserError(
-            f"--weights_dtype bfloat16 trains on one device, and this run has {training_arguments.world_size}; start "
-            "one process, or give --weights_dtype float32"
-        )
+    # Without a GPU a plan is for one, which computes in bf16.
+    in_16_bits = training_arguments.bf16 or training_arguments.fp16 or (arguments.plan and not on_gpu)
+    if arguments.weights_dtype is None:
+        is_bf16 = adapters is not None and in_16_bits and not training_arguments.fp16
+        arguments.weights_dtype = "bfloat16" if is_bf16 else "float32"
+    _check_devices(arguments, training_arguments)
+    if arguments.fp8:
+        _check_fp8(arguments, training_arguments, row_length, in_16_bits)
     card = _card_bytes(arguments, on_gpu)
     assert arguments.batch_tokens is not None and arguments.paper_batch_rows is not None
     assert arguments.micro_batch_rows is not None
@@ -296,12 +242,12 @@ def _decide(
     memory = None
     # What each device keeps of a model that is divided among them is another plan.
     if card and (arguments.plan or not _is_sharded(training_arguments)):
-        # Without a GPU a plan is for one, which computes in bf16.
-        in_16_bits = training_arguments.bf16 or training_arguments.fp16 or (arguments.plan and not on_gpu)
         is_free = per_device is None and accumulation is None
         memory = choose_plan(
             config,
             num_parameters(config),
+            adapters=adapters,
+            fp8=arguments.fp8,
             weights_dtype=arguments.weights_dtype,
             compute_bytes=2 if in_16_bits else 4,
             optim=training_arguments.optim,
@@ -325,7 +271,56 @@ def _decide(
         training_arguments.logging_steps = 1 if plan.num_steps <= 200 else 10
     if "save_strategy" in undecided and plan.num_steps <= training_arguments.save_steps:
         training_arguments.save_strategy = SaveStrategy.NO  # the model is saved at the end anyhow
-    return Run(size, config, arguments, training_arguments, plan, row_length, memory)
+    return Run(size, config, arguments, training_arguments, plan, row_length, adapters, memory)
+
+
+def _check_devices(arguments: RunArguments, training_arguments: TrainingArguments) -> None:
+    num_devices = training_arguments.world_size
+    if arguments.peft is not None and _is_sharded(training_arguments):
+        raise UserError(
+            f"--peft {arguments.peft} needs the whole model on each device, and FSDP or DeepSpeed divides it; leave "
+            "one of them out"
+        )
+    if arguments.peft == QLORA and num_devices > 1:
+        raise UserError(
+            f"--peft qlora trains on one device, and this run has {num_devices}; start one process, or give "
+            "--peft lora"
+        )
+    if arguments.peft is None and arguments.weights_dtype == "bfloat16" and num_devices > 1:
+        raise UserError(
+            f"--weights_dtype bfloat16 trains on one device, and this run has {num_devices}; start one process, or "
+            "give --weights_dtype float32"
+        )
+
+
+def _check_fp8(
+    arguments: RunArguments, training_arguments: TrainingArguments, row_length: int, in_16_bits: bool
+) -> None:
+    others = {
+        "--kernels reference": arguments.kernels == REFERENCE,
+        f"--peft {arguments.peft}": arguments.peft is not None,
+        "--torch_compile true": training_arguments.torch_compile,
+        "--fp16 true": training_arguments.fp16,
+        "FSDP or DeepSpeed": _is_sharded(training_arguments),
+    }
+    for name, is_there in others.items():
+        if is_there:
+            raise UserError(
+                f"--fp8 is for the fused kernels in bf16, with all parameters on each device, and contradicts {name}; "
+                "leave one out"
+            )
+    if row_length % ALIGNMENT:
+        raise UserError(
+            f"--fp8 takes rows whose length is a multiple of {ALIGNMENT}, and the model's max_position_embeddings is "
+            f"{row_length}; change it or leave --fp8 out"
+        )
+    obstacle = "" if arguments.gpu is not None else fp8_obstacle(training_arguments.device)
+    if arguments.gpu is not None and arguments.gpu.lower() in WITHOUT_FP8:
+        obstacle = f"needs compute capability 8.9, and {arguments.gpu} has less"
+    if obstacle:
+        raise UserError(f"--fp8 {obstacle}; leave it out, or take another GPU")
+    if not in_16_bits:
+        raise UserError("--fp8 needs --bf16 true, as what is not in fp8 is in bf16; leave --bf16 false out")
 
 
 def _is_sharded(training_arguments: TrainingArguments) -> bool:

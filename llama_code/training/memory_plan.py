@@ -4,13 +4,14 @@ The figures were compared with peaks measured on an H100 (docs/memory.md).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from llama_code.errors import UserError
 from llama_code.modeling.linear_cross_entropy import CHUNK_LOGITS
+from llama_code.training.adapters import DEFAULT_ADAPTERS, LORA, QLORA, Adapters, linear_layers
 
 GIB = 2**30
 # What a card's driver reports, less than its name says.
@@ -29,6 +30,8 @@ GPU_GIB = {
 RESERVED_GIB = 1.25
 ALLOCATOR_SHARE = 0.05
 BYTES = {"float32": 4, "bfloat16": 2}
+# 4 bits, 8 for each 64 weights' scale, and 32 for each 256 scales' own.
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 EIGHT_BITS = "adamw_torch_8bit"  # torchao's AdamW
 # AdamW's two moments: fp32, or 8 bits and an fp32 scale for each 256.
 OPTIMIZER_BYTES = {EIGHT_BITS: 2 * (1 + 4 / 256)}
@@ -37,6 +40,11 @@ FP32_OPTIMIZER_BYTES = 8
 # rough figures from the peaks of transformers' Llama, eager, in docs/training_speed.md.
 REFERENCE_LAYER = 1.4
 REFERENCE_LOGIT_BYTES = 12
+# The share of their inputs that adapters keep once more, from the peaks of m3 on an H100: LoRA's cast theirs to fp32
+# and back, which compiled layers leave out but for o_proj's; QLoRA's do not under autocast.
+ADAPTER_INPUTS = {LORA: 0.12, QLORA: 0.0}
+# Cards before the compute capability 8.9.
+WITHOUT_FP8 = {"a100-80", "a100-40", "rtx3090-24", "a10g-24"}
 # A micro-batch reads and writes all gradients once, 8 bytes a parameter, in the time that products take for so many
 # tokens: at 3 TB/s and 6 FLOPs a parameter and token at 700 TFLOP/s.
 TOKENS_PER_ACCUMULATION = 300
@@ -49,11 +57,11 @@ class MemoryPlan:
     Attributes:
         micro_batch_rows: rows of a forward pass.
         recomputed_layers: decoder layers that keep only their input and are computed again in the backward pass.
-        weights, gradients, optimizer: kept all the time.
+        weights, gradients, optimizer: kept all the time; with adapters, gradients and optimizer are theirs alone.
         casts: bf16 copies of fp32 weights, from the forward pass to the backward pass.
         activations: what layers keep for the backward pass.
         working: what one layer's backward pass or the head's logits need while they are computed.
-        loss: the head's gradients.
+        loss: gradients of the head, if it is trained, and of its input.
         accumulates: whether a step has several forward passes, so that gradients are there during the later ones;
             else they grow as activations go.
     """
@@ -102,13 +110,15 @@ def plan_memory(
     recomputed_layers: int,
     accumulates: bool,
     fused: bool,
+    fp8: bool = False,
+    adapters: Adapters | None = None,
 ) -> MemoryPlan:
     """Count what a run keeps.
 
     Args:
         config: the model's.
-        num_parameters: all of them, tied ones once.
-        weights_dtype: `float32`, or `bfloat16`, with fp32 gradients.
+        num_parameters: all of the model's, tied ones once.
+        weights_dtype: `float32`, or `bfloat16`, with fp32 gradients, but bf16 ones of layers in fp8.
         compute_bytes: of a number in products and activations: 2 under autocast, 4 in fp32.
         optim: transformers' name of the optimizer.
         row_length: tokens of a row.
@@ -116,35 +126,61 @@ def plan_memory(
         recomputed_layers: decoder layers that keep only their input.
         accumulates: whether a step has several forward passes.
         fused: whether with fused kernels; what the reference keeps is a rough figure.
+        fp8: whether the decoder layers' linear layers compute in fp8.
+        adapters: what is trained, in fp32, instead of the model's parameters.
     """
     width, tokens = config.hidden_size, micro_batch_rows * row_length
     attention_width = config.num_attention_heads * config.head_dim
     key_value_width = config.num_key_value_heads * config.head_dim
-    # The residual stream and its norm before attention and before feed-forward; queries, attention's output, keys and
-    # values; gate, up and their product; and the softmax's denominators, in fp32.
-    kept = 4 * width + 2 * attention_width + 2 * key_value_width + 3 * config.intermediate_size
+    # The residual stream before attention and before feed-forward; queries, attention's output, keys and values; gate
+    # and up; and the softmax's denominators, in fp32. Products in bf16 keep their inputs too: two norms, and gate
+    # times up; with fp8 the compiler makes them once more.
+    kept = 2 * width + 2 * attention_width + 2 * key_value_width + 2 * config.intermediate_size
+    in_backward = 2 * config.intermediate_size
+    if fp8:
+        in_backward = 4 * config.intermediate_size + 3 * width
+    else:
+        kept += 2 * width + config.intermediate_size
     layer = compute_bytes * tokens * kept + 4 * tokens * config.num_attention_heads
-    whole_layers = config.num_hidden_layers - recomputed_layers
-    in_backward = compute_bytes * tokens * (4 * config.intermediate_size + 3 * width)
     head = config.vocab_size * width
     logits = compute_bytes * min(CHUNK_LOGITS, tokens * config.vocab_size)
     if not fused:
         layer *= REFERENCE_LAYER
         logits = REFERENCE_LOGIT_BYTES * tokens * config.vocab_size
     own_bytes = BYTES[weights_dtype]
+    sizes = [inputs * outputs for inputs, outputs in linear_layers(config).values()]
+    in_layers = config.num_hidden_layers * sum(sizes)
+    in_4_bits = num_adapters = 0
+    num_trained, in_16_bits = num_parameters, in_layers if fp8 and own_bytes == 2 else 0
+    working = compute_bytes * tokens * in_backward
+    if adapters is not None:
+        num_trained = num_adapters = adapters.num_parameters(config)
+        kept_again = ADAPTER_INPUTS[adapters.method]
+        columns = sum(adapters.r + kept_again * linear_layers(config)[name][0] for name in adapters.targets)
+        layer += compute_bytes * tokens * columns
+        if adapters.method == QLORA:
+            in_4_bits = in_layers
+            working += compute_bytes * max(sizes)
+    in_own_dtype = num_parameters - in_4_bits
+    whole_layers = config.num_hidden_layers - recomputed_layers
+    # While a layer is computed again the head's logits are gone, and so are all whole layers.
+    num_layers = max(whole_layers, 1)
+    at_head = logits + (own_bytes * head if adapters is None else 0) - (0 if whole_layers else layer)
+    num_cast = num_adapters if compute_bytes != 4 else 0
+    if own_bytes != compute_bytes:
+        share = 0 if fp8 else num_layers / config.num_hidden_layers
+        num_cast += in_own_dtype - in_layers + share * in_layers
     return MemoryPlan(
         micro_batch_rows=micro_batch_rows,
         recomputed_layers=recomputed_layers,
-        weights=own_bytes * num_parameters,
-        gradients=4 * num_parameters,
-        optimizer=OPTIMIZER_BYTES.get(optim, FP32_OPTIMIZER_BYTES) * num_parameters,
-        casts=0 if own_bytes == compute_bytes else compute_bytes * num_parameters,
-        activations=whole_layers * layer
-        + recomputed_layers * compute_bytes * tokens * width
-        + (layer if recomputed_layers else 0),
-        working=max(in_backward, logits),
+        weights=own_bytes * in_own_dtype + NF4_BYTES * in_4_bits + 4 * num_adapters,
+        gradients=4 * num_trained - 2 * in_16_bits,
+        optimizer=OPTIMIZER_BYTES.get(optim, FP32_OPTIMIZER_BYTES) * num_trained,
+        casts=compute_bytes * num_cast,
+        activations=num_layers * layer + recomputed_layers * compute_bytes * tokens * width,
+        working=max(working, at_head),
         accumulates=accumulates,
-        loss=(4 + own_bytes) * head + 2 * compute_bytes * tokens * width,
+        loss=(4 * head if adapters is None else 0) + 2 * compute_bytes * tokens * width,
     )
 
 
@@ -161,6 +197,8 @@ def choose_plan(
     rows: Iterable[int],
     layers: Iterable[int],
     budget: float,
+    fp8: bool = False,
+    adapters: Adapters | None = None,
 ) -> MemoryPlan:
     """Return the plan that is expected to be fastest of those that fit.
 
@@ -169,7 +207,8 @@ def choose_plan(
         rows: numbers of rows of a forward pass to choose from.
         layers: numbers of recomputed layers to choose from.
         budget: bytes that may be reserved.
-        config, num_parameters, weights_dtype, compute_bytes, optim, row_length, fused: as in `plan_memory`.
+        config, num_parameters, weights_dtype, compute_bytes, optim, row_length, fused, fp8, adapters: as in
+            `plan_memory`.
 
     Raises:
         UserError: none fits; the message says what the smallest needs, and what would.
@@ -186,6 +225,8 @@ def choose_plan(
             optim=optim,
             row_length=row_length,
             fused=fused,
+            fp8=fp8,
+            adapters=adapters,
         )
         for count in rows
         for recomputed in layers
@@ -194,26 +235,39 @@ def choose_plan(
     if fitting:
         return min(fitting, key=lambda plan: _cost(plan, config.num_hidden_layers, row_length))
     smallest = min(plans, key=lambda plan: plan.needed)
-    leanest = plan_memory(
-        config,
-        num_parameters,
-        weights_dtype="bfloat16",
-        compute_bytes=2,
-        optim=EIGHT_BITS,
-        row_length=row_length,
-        micro_batch_rows=1,
-        recomputed_layers=config.num_hidden_layers,
-        accumulates=step_rows > 1,
-        fused=fused,
-    )
-    remedy = f"a card or --memory_budget of {leanest.needed / GIB + RESERVED_GIB:.0f} GiB would do"
-    if leanest.needed < smallest.needed:
-        remedy += f" with --weights_dtype bfloat16 --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True,"
-        remedy += " one row a forward pass and all layers recomputed"
+    candidates: dict[str | None, Adapters | None] = {None: None}
+    candidates |= {peft: replace(adapters or DEFAULT_ADAPTERS, method=peft) for peft in (LORA, QLORA)}
+    leanest = {
+        peft: plan_memory(
+            config,
+            num_parameters,
+            micro_batch_rows=1,
+            recomputed_layers=config.num_hidden_layers,
+            accumulates=step_rows > 1,
+            weights_dtype="bfloat16",
+            compute_bytes=2,
+            optim=EIGHT_BITS if candidate is None else optim if adapters else "adamw_torch_fused",
+            row_length=row_length,
+            fused=fused,
+            adapters=candidate,
+        ).needed
+        for peft, candidate in candidates.items()
+    }
+    own = min(smallest.needed, leanest[adapters.method if adapters else None])
+    remedy = f"a card or --memory_budget of {_card_gib(own)} GiB would do"
+    if own < smallest.needed:
+        options = f"--weights_dtype bfloat16 --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True, "
+        remedy += f" with {options if adapters is None else ''}one row a forward pass and all layers recomputed"
+    others = [f"--peft {peft} ({_card_gib(needed)} GiB)" for peft, needed in leanest.items() if peft and needed < own]
+    remedy += f", as would {', '.join(others)} or a smaller size" if others else ", as would a smaller size"
     raise UserError(
         f"the run needs {smallest.needed / GIB:.1f} GiB with {smallest.micro_batch_rows} row(s) a forward pass and "
-        f"{smallest.recomputed_layers} layers recomputed, and may use {budget / GIB:.1f}; {remedy}, or a smaller size"
+        f"{smallest.recomputed_layers} layers recomputed, and may use {budget / GIB:.1f}; {remedy}"
     )
+
+
+def _card_gib(needed: float) -> str:
+    return f"{needed / GIB + RESERVED_GIB:.0f}"
 
 
 def _cost(plan: MemoryPlan, num_layers: int, row_length: int) -> float:

@@ -19,14 +19,15 @@ PEAK_FLOPS = {
 }
 
 
-def flops_per_token(config: PreTrainedConfig, num_parameters: int, seq_len: int) -> float:
+def flops_per_token(config: PreTrainedConfig, num_trained: int, seq_len: int, num_frozen: int = 0) -> float:
     """FLOPs of a forward and backward pass, a token: 6 for each parameter, and the products of causal attention.
 
     The embedding counts once: tied, it is the output layer's matrix. Chinchilla (Hoffmann et al. 2022, appendix F)
-    without the halved rows above the diagonal: 12 · layers · width · seq_len / 2 for attention.
+    without the halved rows above the diagonal: 12 · layers · width · seq_len / 2 for attention. A frozen parameter
+    has no gradient of its own, which leaves 4.
     """
     attention_width = config.num_attention_heads * config.head_dim
-    return 6 * num_parameters + 6 * config.num_hidden_layers * attention_width * seq_len
+    return 6 * num_trained + 4 * num_frozen + 6 * config.num_hidden_layers * attention_width * seq_len
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:

@@ -8,7 +8,7 @@ from llama_code.data.filters import FILTERS
 from llama_code.data.options import DataOptions, add_options, check_options, written
 from llama_code.data.rows import ROW_FILTERS
 from llama_code.errors import UserError
-from llama_code.training.arguments import RunArguments
+from llama_code.training.run_arguments import RunArguments
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Gradients that products add in fp32, against those of the same model without, and of fp64."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from llama_code.modeling.accumulating_linear import accumulate_in_fp32, accumulating_linear
+from llama_code.modeling import LlamaCodeForCausalLM
+from llama_code.modeling.accumulating_linear import accumulate_in_fp32, accumulating_linear, side_by_side
 from llama_code.training.compiled import recompute_layers
 from tests.modeling.test_fused import DEVICE, batch, gradients, models
 
@@ -67,3 +69,29 @@ def test_a_weight_that_moved_is_refused() -> None:
     weight = torch.randn(5, 4, device=DEVICE, requires_grad=True)
     with pytest.raises(RuntimeError, match="no parameter of accumulate_in_fp32 is where this weight is"):
         accumulating_linear(x, [weight]).sum().backward()
+
+
+def test_weights_lie_side_by_side_and_are_saved_apart(tmp_path: Path) -> None:
+    model = models()[1]
+    expected = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    accumulate_in_fp32(model)
+    attention = model.model.layers[0].self_attn
+    joined = side_by_side([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    assert joined.data_ptr() == attention.q_proj.weight.data_ptr()
+    assert torch.equal(joined[-1], attention.v_proj.weight[-1])
+    model.save_pretrained(tmp_path)
+    loaded = LlamaCodeForCausalLM.from_pretrained(tmp_path).to(DEVICE).state_dict()
+    assert loaded.keys() == expected.keys()
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(parameter, expected[name]) and torch.equal(loaded[name], expected[name]), name
+
+
+def test_weights_that_lie_apart_are_refused() -> None:
+    """Also where one's gradient was replaced: another's would be added to what is not a gradient."""
+    model = models()[1]
+    accumulate_in_fp32(model)
+    model(**batch()).loss.backward()
+    up_proj = model.model.layers[0].mlp.up_proj
+    up_proj.weight.grad = torch.zeros_like(up_proj.weight)
+    with pytest.raises(RuntimeError, match="laid side by side was moved"):
+        model(**batch()).loss.backward()

@@ -1,6 +1,7 @@
 """What a run is said to need, and what is chosen for a card."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,18 @@ from transformers import AutoConfig, TrainingArguments
 
 import train_clm
 from llama_code.errors import UserError, run_script
+from llama_code.training.adapters import DEFAULT_ADAPTERS
 from llama_code.training.arguments import parse_run
 from llama_code.training.memory_plan import GIB, MemoryPlan, choose_plan, num_parameters, plan_memory
 
 RECIPES = Path(train_clm.__file__).parent / "recipes"
 OPTIONS = {"compute_bytes": 2, "row_length": 2048, "fused": True}
 EIGHT_BITS = {**OPTIONS, "weights_dtype": "bfloat16", "optim": "adamw_torch_8bit"}
+FP8 = {**EIGHT_BITS, "fp8": True}
 FP32 = {**OPTIONS, "weights_dtype": "float32", "optim": "adamw_torch_fused"}
 REFERENCE = {**FP32, "fused": False}
+BF16 = {**FP32, "weights_dtype": "bfloat16"}
+LORA, QLORA = ({**BF16, "adapters": replace(DEFAULT_ADAPTERS, method=method)} for method in ("lora", "qlora"))
 # Most bytes allocated on an H100, in GB (docs/memory.md): size, options, rows, recomputed layers, whether gradients of
 # earlier passes are there, peak.
 MEASURED = [
@@ -27,6 +32,10 @@ MEASURED = [
     ("m4", EIGHT_BITS, 2, 0, False, 25.15),
     ("m5", EIGHT_BITS, 2, 0, True, 76.20),
     ("m5", EIGHT_BITS, 1, 14, False, 57.47),
+    ("m4", FP8, 16, 0, True, 79.6),
+    ("m5", FP8, 4, 0, True, 70.2),
+    ("m3", LORA, 8, 0, True, 18.45),
+    ("m3", QLORA, 8, 0, True, 16.80),
 ]
 
 
@@ -67,7 +76,29 @@ def test_fp32_throughout() -> None:
     """Activations are twice as large as under autocast, and no weight is cast."""
     autocast, fp32 = (plan("m3", {**FP32, "compute_bytes": size}, 4) for size in (2, 4))
     assert fp32.casts == 0 and fp32.activations == pytest.approx(2 * autocast.activations, rel=1e-2)
-    assert fp32.working == 2 * autocast.working
+    head_gradient = 4 * 32_000 * 1_280
+    assert fp32.working - head_gradient == 2 * (autocast.working - head_gradient)
+
+
+def test_beside_adapters_only_they_have_gradients() -> None:
+    """nf4 has 4.127 bits a weight: Dettmers et al. 2023, section 3, 0.127 bits for the scales."""
+    m5, trained, embedding = 7_012_110_336, 42_475_520, 32_000 * 4_096
+    norms = 69 * 4_096
+    lora, qlora = plan("m5", LORA, 1), plan("m5", QLORA, 1)
+    assert lora.weights == 2 * m5 + 4 * trained
+    assert qlora.weights == pytest.approx(
+        4.127 / 8 * (m5 - embedding - norms) + 2 * (embedding + norms) + 4 * trained, rel=1e-4
+    )
+    for planned in (lora, qlora):
+        assert (planned.gradients, planned.optimizer, planned.casts) == (4 * trained, 8 * trained, 2 * trained)
+        assert planned.loss == 2 * 2 * 2048 * 4096
+    assert lora.activations > qlora.activations > plan("m5", BF16, 1).activations
+    assert lora.working == 2 * 2048 * 32_000
+    assert qlora.working == 2 * 11_008 * (2 * 2048 + 4_096)
+    # Frozen fp32 weights are cast as trained ones are.
+    assert plan("m3", {**FP32, "adapters": DEFAULT_ADAPTERS}, 1).casts > plan("m3", FP32, 1).casts
+    few = replace(DEFAULT_ADAPTERS, targets=("q_proj",))
+    assert plan("m5", {**BF16, "adapters": few}, 1).gradients == 4 * 34 * 16 * (4_096 + 4_096)
 
 
 def test_what_fits_is_chosen() -> None:
@@ -86,6 +117,14 @@ def test_what_cannot_fit_says_what_would() -> None:
         chosen("m5", 38)
     with pytest.raises(UserError, match="with --weights_dtype bfloat16 --optim adamw_torch_8bit"):
         chosen("m4", 38, FP32)
+    with pytest.raises(
+        UserError, match=r"do, as would --peft lora \(\d\d GiB\), --peft qlora \(\d GiB\) or a smaller"
+    ):
+        chosen("m5", 38)
+    with pytest.raises(UserError, match=r"of 1\d GiB would do, as would --peft qlora \(\d GiB\) or a smaller size"):
+        chosen("m5", 12, LORA)
+    with pytest.raises(UserError, match=r"of \d GiB would do, as would a smaller size$"):
+        chosen("m5", 3, QLORA)
 
 
 def test_the_plan_is_printed_without_a_gpu_or_torchao(
@@ -101,6 +140,17 @@ def test_the_plan_is_printed_without_a_gpu_or_torchao(
         run_script(train_clm.main)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: the run needs") and error.count("\n") == 1
+
+
+def test_the_plan_of_adapters_is_printed_without_a_gpu_a_library_or_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    argv = ["--config", "m5", "--peft", "qlora", "--plan", "--gpu", "rtx3090-24"]
+    monkeypatch.setattr(sys, "argv", ["train_clm.py", *argv])
+    run_script(train_clm.main)
+    printed = capsys.readouterr().out
+    assert "qlora: 42,475,520 parameters are trained, of rank 16 beside q_proj, " in printed
+    assert "weights 3.71, gradients 0.16, optimizer 0.32" in printed and "peak 21.2 GiB" in printed
 
 
 @pytest.mark.parametrize(
