@@ -106,7 +106,13 @@ def main() -> None:
 
     start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--memory_budget {run.arguments.memory_budget} was not enough ({str(error).splitlines()[0]}); free what "
+            "others hold of the GPU, or give --gradient_checkpointing true or a smaller --per_device_train_batch_size"
+        ) from error
     seconds = time.perf_counter() - started - trainer.evaluation_seconds
     final = trainer.evaluate()
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)

@@ -26,9 +26,9 @@ GPU_GIB = {
     "a10g-24": 22.0,
     "l4-24": 22.0,
 }
-# Left of the card to the driver, to libraries and to what PyTorch's allocator holds between blocks.
+# Left of the card to the driver and to libraries; and what PyTorch's allocator holds between blocks.
 RESERVED_GIB = 1.25
-ALLOCATOR_SHARE = 0.05
+ALLOCATOR_SHARE = 0.1
 BYTES = {"float32": 4, "bfloat16": 2}
 # 4 bits, 8 for each 64 weights' scale, and 32 for each 256 scales' own.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8

@@ -124,6 +124,8 @@ def _loaded(run: Run, name: str, dtype: torch.dtype, device: torch.device) -> Ll
         )
     if in_4_bits:
         _keep_gradients(model)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of weights as they were read
     return model
 
 

@@ -63,6 +63,8 @@ class CodeTrainer(Trainer):
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             rows_per_batch = min(self.args.per_device_train_batch_size, MAX_EVAL_ROWS)
             own = code_length(self.model, share, self.byte_lengths, rows_per_batch, self.args.device)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()  # training would break the large blocks of the logits into pieces
         parts = gather_object([own])
         total = CodeLength(
             sum(part.bits for part in parts),

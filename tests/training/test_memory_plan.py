@@ -105,9 +105,9 @@ def test_what_fits_is_chosen() -> None:
     """Without recomputing where that fits, in more rows where they do, and recomputing no more than it takes."""
     assert (chosen("m5", 77.9).micro_batch_rows, chosen("m5", 77.9).recomputed_layers) == (2, 0)
     assert (chosen("m4", 77.9).micro_batch_rows, chosen("m4", 77.9).recomputed_layers) == (8, 0)
-    tight = chosen("m5", 61)
+    tight = chosen("m5", 64)
     assert tight.micro_batch_rows == 1 and 0 < tight.recomputed_layers < 34
-    assert plan("m5", EIGHT_BITS, 1, tight.recomputed_layers - 1).needed > 61 * GIB >= tight.needed
+    assert plan("m5", EIGHT_BITS, 1, tight.recomputed_layers - 1).needed > 64 * GIB >= tight.needed
 
 
 def test_what_cannot_fit_says_what_would() -> None:
@@ -150,7 +150,7 @@ def test_the_plan_of_adapters_is_printed_without_a_gpu_a_library_or_weights(
     run_script(train_clm.main)
     printed = capsys.readouterr().out
     assert "qlora: 42,475,520 parameters are trained, of rank 16 beside q_proj, " in printed
-    assert "weights 3.71, gradients 0.16, optimizer 0.32" in printed and "peak 21.2 GiB" in printed
+    assert "weights 3.71, gradients 0.16, optimizer 0.32" in printed and "peak 20.3 GiB" in printed
 
 
 @pytest.mark.parametrize(
