@@ -26,9 +26,11 @@ GPU_GIB = {
     "a10g-24": 22.0,
     "l4-24": 22.0,
 }
-# Left of the card to the driver and to libraries; and what PyTorch's allocator holds between blocks.
+# Left of the card to the driver and to libraries; and what PyTorch's allocator holds between blocks, as a share of the
+# peak: QLoRA's weights in bf16, made for each product and dropped, leave more gaps.
 RESERVED_GIB = 1.25
 ALLOCATOR_SHARE = 0.1
+QLORA_ALLOCATOR_SHARE = 0.2
 BYTES = {"float32": 4, "bfloat16": 2}
 # 4 bits, 8 for each 64 weights' scale, and 32 for each 256 scales' own.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -64,6 +66,7 @@ class MemoryPlan:
         loss: gradients of the head, if it is trained, and of its input.
         accumulates: whether a step has several forward passes, so that gradients are there during the later ones;
             else they grow as activations go.
+        allocator_share: what the allocator holds between blocks, as a share of the peak.
     """
 
     micro_batch_rows: int
@@ -76,6 +79,7 @@ class MemoryPlan:
     working: float
     loss: float
     accumulates: bool
+    allocator_share: float
 
     @property
     def peak(self) -> float:
@@ -87,7 +91,7 @@ class MemoryPlan:
     @property
     def needed(self) -> float:
         """Bytes that the allocator has to reserve for it."""
-        return self.peak * (1 + ALLOCATOR_SHARE)
+        return self.peak * (1 + self.allocator_share)
 
     def lines(self) -> list[str]:
         """The plan as people read it."""
@@ -181,6 +185,7 @@ def plan_memory(
         working=max(working, at_head),
         accumulates=accumulates,
         loss=(4 * head if adapters is None else 0) + 2 * compute_bytes * tokens * width,
+        allocator_share=QLORA_ALLOCATOR_SHARE if in_4_bits else ALLOCATOR_SHARE,
     )
 
 
