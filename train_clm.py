@@ -109,7 +109,9 @@ def main() -> None:
     try:
         result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     except torch.OutOfMemoryError as error:
-        allocated, reserved = (peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved))
+        allocated, reserved = (
+            peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
+        )
         raise UserError(
             f"--memory_budget {run.arguments.memory_budget} was not enough, with {allocated:.1f} GiB allocated and "
             f"{reserved:.1f} reserved at most; free what others hold of the GPU, or give --gradient_checkpointing true "
