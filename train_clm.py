@@ -114,8 +114,8 @@ def main() -> None:
         )
         raise UserError(
             f"--memory_budget {run.arguments.memory_budget} was not enough, with {allocated:.1f} GiB allocated and "
-            f"{reserved:.1f} reserved at most; free what others hold of the GPU, or give --gradient_checkpointing true "
-            "or a smaller --per_device_train_batch_size"
+            f"{reserved:.1f} reserved at most; free what others hold of the GPU, or give --gradient_checkpointing "
+            "true or a smaller --per_device_train_batch_size"
         ) from error
     seconds = time.perf_counter() - started - trainer.evaluation_seconds
     final = trainer.evaluate()
