@@ -35,8 +35,8 @@ from llama_code.evaluation.protocol import (
     weights_hash,
 )
 from llama_code.evaluation.records import SAMPLE, VERDICT, append_records, take_up
-from llama_code.evaluation.samples import Samples, check_whole, read_samples, settle_k
-from llama_code.evaluation.sampling import check_prompts, sample, sample_order
+from llama_code.evaluation.samples import Samples, check_whole, numbered, read_samples, settle_k
+from llama_code.evaluation.sampling import Limits, Sampler, check_prompts, draw_samples, end_token_ids
 from llama_code.evaluation.shown import shown_examples
 from llama_code.evaluation.structure import Corpus
 from llama_code.evaluation.table import QUALITY_HEADER, RESULT_HEADER, markdown_table, quality_rows, result_rows
@@ -143,7 +143,7 @@ def evaluate(
         "protocol": protocol,
         "tasks": tasks,
     }
-    return results, draw_samples(arguments, benchmarks, prompts, model, vocabulary)
+    return results, draw_missing(arguments, benchmarks, prompts, model, vocabulary)
 
 
 def build_prompts(
@@ -168,38 +168,45 @@ def build_prompts(
     return prompts
 
 
-def draw_samples(
+def draw_missing(
     arguments: EvalArguments, benchmarks: Benchmarks, prompts: Prompts, model: PreTrainedModel, vocabulary: Vocabulary
 ) -> Samples:
     """Draw the samples that samples.jsonl does not have yet, and return all by task id."""
     assert arguments.num_samples
     path = arguments.output_path / "samples.jsonl"
-    order = [task_id for own in prompts.values() for task_id in sample_order(own, arguments.num_samples)]
-    drawn = [record["task_id"] for record in take_up(path, SAMPLE)]
-    if drawn != order[: len(drawn)]:
+    drawn = numbered(take_up(path, SAMPLE))
+    asked = [task_id for own in prompts.values() for task_id in own]
+    alien = drawn.keys() - {(task_id, number) for task_id in asked for number in range(arguments.num_samples)}
+    if alien:
+        task_id, number = min(alien)
         raise UserError(
-            f"{str(path)!r} holds {len(drawn)} samples that are not the first of this run; name another --output_dir"
+            f"{str(path)!r} holds sample {number} of {task_id!r}, which this run does not draw; name another "
+            "--output_dir"
         )
     for name, own in prompts.items():
-        num_done = sum(task_id in own for task_id in drawn)
-        if num_done == len(own) * arguments.num_samples:
+        done = [(task_id, number) for task_id, number in drawn if task_id in own]
+        if len(done) == len(own) * arguments.num_samples:
             continue
         print(f"sampling {name}", flush=True)
-        new = sample(
+        new = draw_samples(
             model,
             vocabulary,
             own,
             num_samples=arguments.num_samples,
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            stop_strings=benchmarks[name].stop_strings,
+            sampler=Sampler(arguments.temperature, arguments.top_p, arguments.top_k),
+            limits=Limits(
+                arguments.max_new_tokens,
+                benchmarks[name].stop_strings,
+                frozenset(end_token_ids(model, vocabulary)),
+            ),
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            num_done=num_done,
+            done=done,
         )
-        append_records(path, ({"task_id": task_id, "completion": completion} for task_id, completion in new))
-    return read_samples(path, order) if order else {}
+        append_records(
+            path, ({"task_id": sample.name, "completion": sample.text, "sample": sample.number} for sample in new)
+        )
+    return read_samples(path, asked) if asked else {}
 
 
 def read_saved(arguments: EvalArguments, published: Benchmarks, benchmarks: Benchmarks) -> Samples:

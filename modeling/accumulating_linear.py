@@ -36,11 +36,25 @@ def accumulate_in_fp32(model: PreTrainedModel) -> None:
     for layer in model.model.layers:
         for names in TOGETHER:
             modules = [layer.get_submodule(name) for name in names]
-            weights = [module.weight.detach() for module in modules]
-            for module, weight in zip(modules, _split(torch.cat(weights), weights), strict=True):
-                module.weight.data = weight
-                _parameters[weight.data_ptr()] = module.weight
+            lay_side_by_side(modules)
+            for module in modules:
+                _parameters[module.weight.data_ptr()] = module.weight
                 module.accumulates = True
+
+
+def lay_side_by_side(modules: Sequence[nn.Linear]) -> torch.Tensor:
+    """Move the weights of linear layers that take the same input to where they follow each other; return all as one.
+
+    What is moved is each parameter's data: the parameters stay the same objects, and must stay where they are now.
+
+    Returns:
+        `(sum of out_features, in_features)`, of which the weights are views.
+    """
+    weights = [module.weight.detach() for module in modules]
+    joined = torch.cat(weights)
+    for module, weight in zip(modules, _split(joined, weights), strict=True):
+        module.weight.data = weight
+    return joined
 
 
 @torch.library.custom_op(operator_name(__name__, "accumulating_linear"), mutates_args=())

@@ -13,7 +13,7 @@ TASKS = ("perplexity", *BENCHMARKS)
 MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 1e3
 PROTOCOL_FILE = "protocol.json"
-NEEDS_MODEL = ("num_samples", "temperature", "top_p", "max_new_tokens", "batch_size", "dataset")
+NEEDS_MODEL = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size", "dataset")
 
 
 @dataclass
@@ -55,7 +55,11 @@ class EvalArguments:
         metadata={"help": "only the first so many problems of a benchmark, and so many files of perplexity"},
     )
     max_new_tokens: int = field(default=256, metadata={"help": "most tokens of a completion"})
-    batch_size: int = field(default=32, metadata={"help": "completions that are generated at once"})
+    top_k: int = field(default=0, metadata={"help": "how many of the likeliest tokens are sampled from; 0 for all"})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "most completions in work at once; by default what a GPU's memory holds, 64 elsewhere"},
+    )
     seed: int = field(default=0, metadata={"help": "of sampling and of the bootstrap"})
     allow_unsafe_judge: bool = field(
         default=False,
@@ -100,6 +104,8 @@ class EvalArguments:
             raise UserError(f"--seed is {self.seed} and must be from 0 to 2**63 - 1; give for example 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p is {self.top_p} and must be in (0, 1]; give 1 to sample from all tokens")
+        if self.top_k < 0:
+            raise UserError(f"--top_k is {self.top_k} and must be 0, to sample from all tokens, or more; give one")
         for k in self.k or ():
             if k < 1:
                 raise UserError(f"--k is {k} and must be at least 1; give for example --k 1 10")

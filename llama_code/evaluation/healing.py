@@ -9,10 +9,6 @@ import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from transformers import LogitsProcessor
-
 from llama_code.evaluation.vocabulary import Vocabulary
 
 # One continuation for each way in which a pre-tokenizer may draw a boundary differently.
@@ -72,35 +68,3 @@ def _vocabulary_probes(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
             if added:
                 probes.append(added)
     return probes
-
-
-class HealingLogitsProcessor(LogitsProcessor):
-    """Constrains the new tokens of each row to the bytes cut from its prompt; one instance for one generate() call."""
-
-    def __init__(self, vocabulary: Vocabulary, cuts: Sequence[bytes]) -> None:
-        """`cuts` holds the bytes due in each row, in the order of the batch."""
-        self.vocabulary = vocabulary
-        self.due = list(cuts)
-        self.prompt_length: int | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Give every token that disagrees with the bytes due in its row the score -inf.
-
-        Args:
-            input_ids: `(batch, seq_len)`, the prompts and the tokens generated so far.
-            scores: `(batch, vocab_size)`, floating.
-        """
-        if not any(self.due):
-            return scores
-        if self.prompt_length is None:
-            self.prompt_length = input_ids.shape[1]
-        else:
-            for row, i in enumerate(input_ids[:, -1].tolist()):
-                self.due[row] = self.due[row][len(self.vocabulary.decode([i])) :]
-        allowed = torch.zeros_like(scores, dtype=torch.bool)
-        for row, due in enumerate(self.due):
-            if due:
-                allowed[row, self.vocabulary.allowed_ids(due).to(scores.device)] = True
-            else:
-                allowed[row] = True
-        return scores.masked_fill(~allowed, -torch.inf)

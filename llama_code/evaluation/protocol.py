@@ -42,6 +42,7 @@ def sampling_protocol(arguments: EvalArguments, model: PreTrainedModel, vocabula
         "num_samples": arguments.num_samples,
         "temperature": arguments.temperature,
         "top_p": arguments.top_p if arguments.temperature > 0 else None,
+        "top_k": arguments.top_k if arguments.temperature > 0 else None,
         "max_new_tokens": arguments.max_new_tokens,
         "batch_size": arguments.batch_size,
     }

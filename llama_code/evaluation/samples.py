@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from llama_code.errors import UserError
 from llama_code.evaluation.records import SAMPLE, read_records
@@ -16,10 +17,10 @@ def completion_hash(completion: str) -> str:
 
 
 def read_samples(path: Path, known: Sequence[str]) -> Samples:
-    """Read completions by task id.
+    """Read completions by task id, in the order of their numbers.
 
     Args:
-        path: the file.
+        path: the file. A line without a number has that of its place among the lines of its problem.
         known: task ids of the benchmarks that the samples may belong to.
 
     Raises:
@@ -27,7 +28,7 @@ def read_samples(path: Path, known: Sequence[str]) -> Samples:
     """
     if not path.is_file():
         raise UserError(f"{str(path)!r} is not a file; give a samples.jsonl that eval_code.py wrote")
-    samples: Samples = {}
+    records = []
     ids = set(known)
     for place, record in read_records(path, SAMPLE):
         if record["task_id"] not in ids:
@@ -35,10 +36,31 @@ def read_samples(path: Path, known: Sequence[str]) -> Samples:
                 f"{place} has the task_id {record['task_id']!r}, which is none of the benchmark's {len(known)}, "
                 f"such as {known[0]!r}; name the samples' own benchmark in --tasks, or mend or remove the line"
             )
-        samples.setdefault(record["task_id"], []).append(record["completion"])
-    if not samples:
+        records.append(record)
+    if not records:
         raise UserError(f"{str(path)!r} holds no samples; give a samples.jsonl with a line a sample")
+    samples: Samples = {}
+    for (task_id, _), record in sorted(numbered(records).items(), key=lambda item: item[0][1]):
+        samples.setdefault(task_id, []).append(record["completion"])
     return samples
+
+
+def numbered(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Return records by task id and number.
+
+    Raises:
+        UserError: two have the same.
+    """
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    count: dict[str, int] = {}
+    for record in records:
+        task_id = record["task_id"]
+        key = task_id, record.get("sample", count.get(task_id, 0))
+        if key in found:
+            raise UserError(f"sample {key[1]} of {task_id!r} is there twice; remove one of the lines")
+        found[key] = record
+        count[task_id] = count.get(task_id, 0) + 1
+    return found
 
 
 def check_whole(path: Path, samples: Mapping[str, Sequence[str]], asked: Mapping[str, Sequence[str]]) -> None:

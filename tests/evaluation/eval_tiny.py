@@ -1,10 +1,14 @@
 """Tiny stand-ins for a trained model and its prompts, and where programs can be judged."""
 
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
+
+from llama_code.evaluation.vocabulary import Vocabulary
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="programs are judged on Linux only")
 
@@ -42,3 +46,35 @@ def tiny_model(vocab_size: int, seed: int = 0, max_position_embeddings: int = 25
         pad_token_id=1,
     )
     return LlamaForCausalLM(config).eval()
+
+
+class HealingLogitsProcessor(LogitsProcessor):
+    """The simple form of `Constraints`, which asks the host after every token; for one call of generate()."""
+
+    def __init__(self, vocabulary: Vocabulary, cuts: Sequence[bytes]) -> None:
+        """`cuts` holds the bytes due in each row, in the order of the batch."""
+        self.vocabulary = vocabulary
+        self.due = list(cuts)
+        self.prompt_length: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Give every token that disagrees with the bytes due in its row the score -inf.
+
+        Args:
+            input_ids: `(batch, seq_len)`, the prompts and the tokens generated so far.
+            scores: `(batch, vocab_size)`, floating.
+        """
+        if not any(self.due):
+            return scores
+        if self.prompt_length is None:
+            self.prompt_length = input_ids.shape[1]
+        else:
+            for row, i in enumerate(input_ids[:, -1].tolist()):
+                self.due[row] = self.due[row][len(self.vocabulary.decode([i])) :]
+        allowed = torch.zeros_like(scores, dtype=torch.bool)
+        for row, due in enumerate(self.due):
+            if due:
+                allowed[row, self.vocabulary.allowed_ids(due).to(scores.device)] = True
+            else:
+                allowed[row] = True
+        return scores.masked_fill(~allowed, -torch.inf)

@@ -108,7 +108,9 @@ def test_a_run_that_was_cut_off_under_another_protocol_is_refused(run, model_dir
     )  # fmt: skip
     run(*command, "--temperature", 0)
     Path("out/results.json").unlink()
-    with pytest.raises(UserError, match="a run that was cut off with batch_size 32, now 8; give what it was started"):
+    with pytest.raises(
+        UserError, match="a run that was cut off with batch_size null, now 8; give what it was started"
+    ):
         run(*command, "--temperature", 0, "--batch_size", 8)
     weights = load_file("model/model.safetensors")
     first = next(iter(weights))
@@ -117,7 +119,7 @@ def test_a_run_that_was_cut_off_under_another_protocol_is_refused(run, model_dir
         run(*command, "--temperature", 0)
     save_file(weights, "model/model.safetensors", metadata={"format": "pt"})
     Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/5", "completion": ""}\n')
-    with pytest.raises(UserError, match="holds 1 samples that are not the first of this run; name"):
+    with pytest.raises(UserError, match="holds sample 0 of 'HumanEval/5', which this run does not draw; name"):
         run(*command, "--temperature", 0)
     Path("out/samples.jsonl").write_text('{"task_id": "HumanEval/0"}\n')
     with pytest.raises(UserError, match="samples.jsonl', line 1, has no text under 'completion', which it needs"):

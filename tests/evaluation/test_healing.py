@@ -1,11 +1,12 @@
 import pytest
 import torch
-from eval_tiny import PROMPTS
+from eval_tiny import PROMPTS, HealingLogitsProcessor
 from tokenizers import Tokenizer, models, normalizers
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from llama_code.errors import UserError
-from llama_code.evaluation.healing import HealingLogitsProcessor, heal
+from llama_code.evaluation.healing import heal
+from llama_code.evaluation.sampling.constraints import Constraints
 from llama_code.evaluation.vocabulary import Vocabulary
 
 
@@ -96,6 +97,24 @@ def test_rows_of_a_batch_are_constrained_each_on_its_own(vocabulary):
     assert torch.isfinite(scores[2]).nonzero().flatten().tolist() == sorted(vocabulary.allowed_ids(b"b").tolist())
     ids = torch.cat([ids, torch.tensor([[one_byte[b"\n"]], [5], [one_byte[b"b"]]])], dim=1)
     assert torch.isfinite(processor(ids, torch.zeros(3, vocab_size))).all()
+
+
+def test_the_device_constrains_as_the_host_does(vocabulary):
+    """Also where a cut text ends as another does, and where nothing is due."""
+    cuts = [b":\n", b"", b"ab", b":\n    ", b"b"]
+    vocab_size = len(vocabulary.token_bytes) + 5
+    constraints = Constraints(vocabulary, cuts, vocab_size, torch.device("cpu"))
+    processor = HealingLogitsProcessor(vocabulary, cuts)
+    states = torch.tensor([constraints.first[cut] for cut in cuts])
+    ids = torch.zeros(len(cuts), 4, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        expected = processor(ids, torch.zeros(len(cuts), vocab_size))
+        assert torch.equal(constraints.mask(torch.zeros_like(expected), states), expected)
+        tokens = torch.multinomial(expected[:, : len(vocabulary.token_bytes)].softmax(-1), 1, generator=generator)
+        states = constraints.after(states, tokens[:, 0])
+        ids = torch.cat([ids, tokens], dim=1)
+    assert not states.any()
 
 
 def sentencepiece_like(**kwargs):

@@ -1,26 +1,33 @@
 import pytest
 import torch
-from eval_tiny import CORPUS, PROMPTS, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, TopPLogitsWarper
+from eval_tiny import CORPUS, PROMPTS, HealingLogitsProcessor, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
 from llama_code.errors import UserError
-from llama_code.evaluation.healing import HealingLogitsProcessor, heal
+from llama_code.evaluation.healing import HealedPrompt, heal
 from llama_code.evaluation.perplexity import perplexity
-from llama_code.evaluation.sampling import StopStringCriteria, TemperatureTopP, sample, sample_order, truncate
+from llama_code.evaluation.sampling import Limits, Sampler, draw_samples, end_token_ids, sample
+from llama_code.evaluation.sampling.rows import Row, truncate
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.modeling import LlamaCodeConfig
 
-GREEDY = {"temperature": 0.0, "top_p": 1.0, "num_samples": 1}
-SAMPLED = {"temperature": 0.8, "top_p": 0.95, "num_samples": 3}
+GREEDY = {"sampler": Sampler(temperature=0), "num_samples": 1}
+SAMPLED = {"sampler": Sampler(), "num_samples": 3}
+
+
+def draw_all(model, vocabulary, prompts, max_new_tokens=20, stop_strings=(), **options):
+    """All samples by name and number."""
+    limits = Limits(max_new_tokens, stop_strings, frozenset(end_token_ids(model, vocabulary)))
+    healed = {name: heal(vocabulary, text) for name, text in prompts.items()}
+    arguments = {"limits": limits, "seed": 0, "batch_size": 4, **options}
+    return {(drawn.name, drawn.number): drawn for drawn in draw_samples(model, vocabulary, healed, **arguments)}
 
 
 def draw(model, vocabulary, prompts, **options):
-    arguments = {"max_new_tokens": 20, "stop_strings": (), "seed": 0, "batch_size": 4, **options}
+    """Completions by name, in the order of their numbers."""
     samples: dict[str, list[str]] = {}
-    for name, completion in sample(
-        model, vocabulary, {name: heal(vocabulary, text) for name, text in prompts.items()}, **arguments
-    ):
-        samples.setdefault(name, []).append(completion)
+    for (name, _), drawn in sorted(draw_all(model, vocabulary, prompts, **options).items()):
+        samples.setdefault(name, []).append(drawn.text)
     return samples
 
 
@@ -46,13 +53,14 @@ def test_same_seed_same_samples(model, vocabulary):
     assert len(set(first["newline"])) > 1
 
 
-@pytest.mark.parametrize("num_done", [1, 4, 6, 17])
+@pytest.mark.parametrize("num_done", [1, 4, 6, 17, 18])
 def test_drawing_goes_on_as_if_it_had_not_stopped(model, vocabulary, num_done):
-    prompts = {name: heal(vocabulary, text) for name, text in PROMPTS.items()}
-    options = {**SAMPLED, "max_new_tokens": 20, "stop_strings": (), "seed": 0, "batch_size": 4}
-    whole = list(sample(model, vocabulary, prompts, **options))
-    assert [name for name, _ in whole] == sample_order(prompts, 3)
-    assert list(sample(model, vocabulary, prompts, **options, num_done=num_done)) == whole[num_done:]
+    whole = draw_all(model, vocabulary, PROMPTS, **SAMPLED)
+    done = list(whole)[:num_done]
+    others = draw_all(model, vocabulary, PROMPTS, **SAMPLED, done=done)
+    assert {key: drawn.text for key, drawn in others.items()} == {
+        key: drawn.text for key, drawn in whole.items() if key not in done
+    }
 
 
 def test_samples_do_not_depend_on_the_models_generation_config(vocabulary):
@@ -64,34 +72,37 @@ def test_samples_do_not_depend_on_the_models_generation_config(vocabulary):
     assert draw(model, vocabulary, PROMPTS, **SAMPLED) == expected
 
 
-@pytest.mark.parametrize("vocab_size", [50, 500, 32_000])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 12.0])
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.999])
-def test_nucleus_is_that_of_the_full_sort(vocab_size, scale, top_p):
-    generator = torch.Generator().manual_seed(vocab_size)
-    scores = torch.randn(4, vocab_size, generator=generator, dtype=torch.float64) * scale
-    scores[0, 7:] = -torch.inf  # as healing leaves them
-    ids = torch.zeros(4, 1, dtype=torch.int64)
-    reference = TopPLogitsWarper(top_p)(ids, scores / 0.8)
-    torch.testing.assert_close(TemperatureTopP(0.8, top_p)(ids, scores), reference, rtol=0, atol=0)
+def test_a_library_call(model, tokenizer, vocabulary):
+    samples = list(sample(model, tokenizer, ["x = 1", "def f("], 2, max_new_tokens=5, temperature=0.5))
+    assert sorted((drawn.name, drawn.number) for drawn in samples) == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    [named] = sample(model, tokenizer, {"a": ""}, max_new_tokens=5, temperature=0)
+    assert named.name == "a" and len(named.log_probs) == len(named.ids) <= 5
 
 
-def test_sampled_frequencies_are_the_models_probabilities(vocabulary):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature is -0\.1 and must be 0 or more"),
+        ({"top_p": 0.0}, r"top_p is 0\.0 and must be in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p is 1\.5 and must be in"),
+        ({"top_k": -1}, "top_k is -1 and must be 0, for all tokens, or more"),
+        ({"num_samples": 0}, "num_samples is 0 and must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0 and must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0 and must be at least 1"),
+        ({"stop_strings": ["\n", ""]}, "must be texts that are not empty"),
+        ({"max_new_tokens": 2000}, "the prompt of 0 has .* lower --max_new_tokens"),
+    ],
+)
+def test_a_call_that_cannot_be_is_told_before_anything_is_drawn(model, tokenizer, options, message):
+    with pytest.raises(UserError, match=message):
+        sample(model, tokenizer, ["x = 1"], **options)
+
+
+def test_weights_that_are_not_finite(tokenizer, vocabulary):
     model = tiny_model(len(vocabulary.token_bytes))
-    options = {"temperature": 1.0, "top_p": 1.0, "num_samples": 4000, "max_new_tokens": 1, "batch_size": 4000}
-    drawn = draw(model, vocabulary, {"a": "x = 1"}, **options)["a"]
-    with torch.inference_mode():
-        ids = torch.tensor([[vocabulary.start_id, *vocabulary.encode(["x = 1"])[0]]])
-        probabilities = model(ids).logits[0, -1].softmax(-1)
-    best = int(probabilities.argmax())
-    text = vocabulary.token_bytes[best].decode(errors="replace")
-    same_text = sum(
-        float(p)
-        for p, other in zip(probabilities, vocabulary.token_bytes, strict=True)
-        if other.decode(errors="replace") == text
-    )
-    deviation = (same_text * (1 - same_text) / 4000) ** 0.5
-    assert abs(drawn.count(text) / 4000 - same_text) < 4 * deviation
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(UserError, match="the model's weights are not finite; give another checkpoint"):
+        list(sample(model, tokenizer, ["x = 1"], max_new_tokens=2))
 
 
 def test_truncate_cuts_at_the_first_stop_string():
@@ -99,16 +110,33 @@ def test_truncate_cuts_at_the_first_stop_string():
     assert truncate("    return 1", ("\ndef",)) == "    return 1"
 
 
-def test_stop_string_across_tokens_ends_its_row_only(vocabulary):
+def test_stop_string_across_tokens_ends_its_row(vocabulary):
     one_byte = {text: i for i, text in enumerate(vocabulary.token_bytes) if len(text) == 1}
-    criteria = StopStringCriteria(vocabulary, [b"", b"ab"], ["ab"])
-    ids = torch.zeros(2, 3, dtype=torch.int64)
-    seen = []
-    for character in (b"a", b"b", b"c"):
-        ids = torch.cat([ids, torch.full((2, 1), one_byte[character])], dim=1)
-        seen.append(criteria(ids, torch.zeros(2, 1)).tolist())
-    # the second row's "ab" belongs to its prompt
-    assert seen == [[False, False], [True, False], [True, False]]
+    limits = Limits(10, ["ab"], {0})
+    a, b, c = (one_byte[character] for character in (b"a", b"b", b"c"))
+    first, second = (Row("x", 0, HealedPrompt([0], cut), vocabulary, limits) for cut in (b"", b"ab"))
+    for token, is_done in ((a, False), (b, True)):
+        first.add([token], [0.0])
+        second.add([token], [0.0])
+        assert first.is_done == is_done and not second.is_done  # the second row's "ab" belongs to its prompt
+    second.add([c, a, b, c], [0.0] * 4)
+    assert second.is_done and second.sample().text == "c" and first.sample().text == ""
+
+
+def test_what_ends_a_row_ends_it_however_many_tokens_come_at_once(vocabulary):
+    ids = [vocabulary.encode([text])[0][0] for text in ("x", "1", "2")]
+    for size in (1, 2, 5):
+        for limits, expected in (
+            (Limits(2, (), {0}), ids[:2]),
+            (Limits(9, (), {0}), ids),
+            (Limits(9, (), {ids[2]}), ids[:2]),
+        ):
+            row = Row("x", 0, HealedPrompt([0], b""), vocabulary, limits)
+            stream = [*ids, 0, *ids]
+            while not row.is_done:
+                row.add(stream[:size], [0.0] * size)
+                stream = stream[size:]
+            assert row.ids == expected and len(row.log_probs) == len(expected)
 
 
 def test_completions_end_before_a_stop_string_and_generation_stops_there(model, vocabulary):

@@ -1,0 +1,169 @@
+"""Sampling completions of prompts from any causal language model."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llama_code.errors import UserError
+from llama_code.evaluation.healing import HealedPrompt, heal
+from llama_code.evaluation.sampling.draw import Sampler
+from llama_code.evaluation.sampling.engine import Engine
+from llama_code.evaluation.sampling.generate import generate_rows
+from llama_code.evaluation.sampling.llama_decoder import has_llama_layers
+from llama_code.evaluation.sampling.rows import Limits, Sample, rows_to_draw
+from llama_code.evaluation.vocabulary import Vocabulary
+
+__all__ = [
+    "Limits",
+    "Sample",
+    "Sampler",
+    "check_prompts",
+    "context_length",
+    "draw_samples",
+    "end_token_ids",
+    "has_llama_layers",
+    "sample",
+]
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model takes, or None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def end_token_ids(model: PreTrainedModel, vocabulary: Vocabulary) -> list[int]:
+    """Ids that end a completion: every special token, and what the model's generation_config names."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    named = [] if named is None else named if isinstance(named, list) else [named]
+    return sorted({*vocabulary.end_ids, *named})
+
+
+def check_prompts(model: PreTrainedModel, prompts: Mapping[str, HealedPrompt], max_new_tokens: int) -> None:
+    """Check that prompts and their completions fit the model's context.
+
+    Raises:
+        UserError: one does not.
+    """
+    context = context_length(model)
+    for name, prompt in prompts.items():
+        if context is not None and len(prompt.ids) + max_new_tokens > context:
+            raise UserError(
+                f"the prompt of {name} has {len(prompt.ids)} tokens and --max_new_tokens is {max_new_tokens}, more "
+                f"together than the model's context of {context}; lower --max_new_tokens or take another model"
+            )
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[str, str] | Sequence[str],
+    num_samples: int = 1,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    top_k: int = 0,
+    stop_strings: Sequence[str] = (),
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Iterator[Sample]:
+    """Yield completions of texts as they are done, in any order.
+
+    A prompt is continued as if its text went on: it is cut back to tokens that any continuation keeps, and what was
+    cut comes first (`llama_code.evaluation.healing`). A row's random numbers depend on the seed, its prompt's name and
+    its number alone.
+
+    Args:
+        model: a causal language model; it is put into eval mode.
+        tokenizer: its own.
+        prompts: texts, by name; or a list of them, which are named by their places, "0" and so on.
+        num_samples: completions of each prompt.
+        max_new_tokens: most tokens of each, those included that repeat the text cut from the prompt.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: mass of the nucleus, in (0, 1].
+        top_k: how many of the likeliest tokens are kept; 0 for all.
+        stop_strings: a completion ends before the first of these.
+        seed: of the random numbers.
+        batch_size: most rows in work at once; by default what a GPU's memory holds, 64 elsewhere.
+
+    Raises:
+        UserError: an option is out of range, or a prompt does not fit the model's context; told at the call.
+    """
+    for name, value, is_right, rule in (
+        ("num_samples", num_samples, num_samples >= 1, "at least 1"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
+        ("top_k", top_k, top_k >= 0, "0, for all tokens, or more"),
+        ("batch_size", batch_size, batch_size is None or batch_size >= 1, "at least 1, or None for what fits"),
+        ("stop_strings", list(stop_strings), "" not in stop_strings, "texts that are not empty"),
+    ):
+        if not is_right:
+            raise UserError(f"{name} is {value!r} and must be {rule}; give such a value or leave it out")
+    vocabulary = Vocabulary(tokenizer)
+    named = prompts if isinstance(prompts, Mapping) else {str(i): text for i, text in enumerate(prompts)}
+    return draw_samples(
+        model.eval(),
+        vocabulary,
+        {name: heal(vocabulary, text) for name, text in named.items()},
+        num_samples=num_samples,
+        sampler=Sampler(temperature, top_p, top_k),
+        limits=Limits(max_new_tokens, stop_strings, frozenset(end_token_ids(model, vocabulary))),
+        seed=seed,
+        batch_size=batch_size,
+    )
+
+
+def draw_samples(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompts: Mapping[str, HealedPrompt],
+    *,
+    num_samples: int,
+    sampler: Sampler,
+    limits: Limits,
+    seed: int,
+    batch_size: int | None = None,
+    done: Collection[tuple[str, int]] = (),
+) -> Iterator[Sample]:
+    """Yield samples of healed prompts as they are done, in any order, with a progress bar.
+
+    Args:
+        model: a causal language model in eval mode. Of its generation_config nothing counts.
+        vocabulary: of its tokenizer.
+        prompts: by name.
+        num_samples: of each prompt.
+        sampler: how tokens are drawn.
+        limits: where completions end.
+        seed: of the random numbers.
+        batch_size: most rows in work at once, or None.
+        done: names and numbers of samples that an earlier call has yielded.
+
+    Raises:
+        UserError: a prompt does not fit the model's context; told at the call. Or the model's weights are not finite.
+    """
+    check_prompts(model, prompts, limits.max_new_tokens)
+    rows = rows_to_draw(prompts, num_samples, done, vocabulary, limits)
+
+    def drawn() -> Iterator[Sample]:
+        if not rows:
+            return
+        arguments = model, vocabulary, rows, sampler, seed, batch_size
+        finished = Engine(*arguments).run() if has_llama_layers(model) else generate_rows(*arguments)
+        num_tokens = 0
+        with tqdm(total=len(rows) + len(done), initial=len(done), desc="sampling", unit="sample") as progress:
+            for row in finished:
+                num_tokens += len(row.ids)
+                if row.log_probs and row.log_probs[-1] != row.log_probs[-1]:
+                    raise UserError(
+                        f"the log-probabilities of {row.name} came out as NaN: the model's weights are not finite; "
+                        "give another checkpoint"
+                    )
+                yield row.sample()
+                progress.set_postfix_str(
+                    f"{num_tokens / progress.format_dict['elapsed']:,.0f} tokens/s", refresh=False
+                )
+                progress.update()
+
+    return drawn()

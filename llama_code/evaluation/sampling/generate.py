@@ -1,0 +1,104 @@
+"""Completions from any other causal language model, in left-padded batches through transformers' generate()."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from llama_code.evaluation.sampling.constraints import Constraints
+from llama_code.evaluation.sampling.draw import Sampler, draw
+from llama_code.evaluation.sampling.rows import Row, uniform_numbers
+from llama_code.evaluation.vocabulary import Vocabulary
+
+BATCH_SIZE = 64
+
+
+class DrawnToken(LogitsProcessor):
+    """Draws each row's token as the engine does, so that generate() has nothing left to choose."""
+
+    def __init__(self, rows: Sequence[Row], constraints: Constraints, sampler: Sampler, seed: int) -> None:
+        """For one call of generate() with these rows."""
+        self.constraints, self.sampler = constraints, sampler
+        device = constraints.allowed.device
+        self.states = torch.tensor([constraints.first[row.prompt.cut] for row in rows], device=device)
+        count = rows[0].limits.max_new_tokens
+        numbers = np.stack([uniform_numbers(seed, row.name, row.number, count) for row in rows])
+        self.uniforms = iter(torch.from_numpy(numbers).to(device).t().contiguous())
+        self.log_probs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return `(batch, vocab_size)` scores that leave each row one token."""
+        scores = self.constraints.mask(scores, self.states)
+        ids, log_probs = draw(scores, next(self.uniforms), self.sampler)
+        self.states = self.constraints.after(self.states, ids)
+        self.log_probs.append(log_probs)
+        return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)
+
+
+class RowsAreDone(StoppingCriteria):
+    """Ends each row where it ends."""
+
+    def __init__(self, rows: Sequence[Row], drawn: DrawnToken) -> None:
+        """For one call of generate() with these rows."""
+        self.rows, self.drawn = rows, drawn
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Return `(batch,)` bool, true for the rows that have ended."""
+        newest = zip(self.rows, input_ids[:, -1].tolist(), self.drawn.log_probs[-1].tolist(), strict=True)
+        for row, token, log_prob in newest:
+            if not row.is_done:
+                row.add([token], [log_prob])
+        return torch.tensor([row.is_done for row in self.rows], device=input_ids.device)
+
+
+@torch.inference_mode()
+def generate_rows(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    rows: Sequence[Row],
+    sampler: Sampler,
+    seed: int,
+    batch_size: int | None,
+) -> Iterator[Row]:
+    """Yield rows as their batch is done."""
+    size = batch_size or BATCH_SIZE
+    cuts = {row.prompt.cut for row in rows}
+    constraints = Constraints(vocabulary, cuts, model.get_output_embeddings().weight.shape[0], model.device)
+    for first in range(0, len(rows), size):
+        batch = rows[first : first + size]
+        width = max(len(row.prompt.ids) for row in batch)
+        padded = [[vocabulary.start_id] * (width - len(row.prompt.ids)) + row.prompt.ids for row in batch]
+        masks = [[0] * (width - len(row.prompt.ids)) + [1] * len(row.prompt.ids) for row in batch]
+        drawn = DrawnToken(batch, constraints, sampler, seed)
+        model.generate(  # type: ignore[operator]  # PreTrainedModel is declared without generate()
+            torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(masks, device=model.device),
+            generation_config=_neutral_config(batch[0]),
+            logits_processor=LogitsProcessorList([drawn]),
+            stopping_criteria=StoppingCriteriaList([RowsAreDone(batch, drawn)]),
+        )
+        yield from batch
+
+
+def _neutral_config(row: Row) -> GenerationConfig:
+    # Everything that changes logits is stated: what is left None is filled in from the model's own generation_config,
+    # and a score must not depend on, say, a chat model's repetition penalty.
+    return GenerationConfig(
+        max_new_tokens=row.limits.max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=sorted(row.limits.end_ids) or None,
+        pad_token_id=row.prompt.ids[0],
+    )

@@ -1,0 +1,108 @@
+"""One decoding step of a model with Llama's layers, computed from its own modules for a batch of single tokens."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from llama_code.modeling.accumulating_linear import lay_side_by_side
+from llama_code.modeling.kernels import is_plain
+
+MODEL_TYPES = ("llama", "llama_code")
+# RoPE whose angles depend on how long the sequence is, so that they cannot be listed by position.
+CHANGING_ROPE = ("dynamic", "longrope")
+
+# Called with the layer's number and the packed product of the newest tokens; returns what o_proj takes.
+Attend = Callable[[int, Tensor], Tensor]
+
+
+def has_llama_layers(model: PreTrainedModel) -> bool:
+    """Whether `LlamaDecoder` computes what the model computes."""
+    config = model.config
+    return config.model_type in MODEL_TYPES and config.rope_parameters["rope_type"] not in CHANGING_ROPE
+
+
+class LlamaDecoder:
+    """A model seen as prefill and decoding step.
+
+    Where its linear layers are plain, those that take the same input become one product: their weights are laid side
+    by side in memory, in place. Others, quantized or adapted, are called as they are.
+
+    Attributes:
+        model: the model itself, in eval mode.
+        cos, sin: of each position, `(max_position_embeddings, head_dim)`, fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Look through the model's layers; its weights must stay where they are from now on."""
+        self.model = model
+        self.decoder = model.get_decoder()
+        self.head = model.get_output_embeddings()
+        config = model.config
+        self.num_layers = config.num_hidden_layers
+        self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.device = model.device
+        self.dtype = self.decoder.embed_tokens.weight.dtype
+        positions = torch.arange(config.max_position_embeddings, device=self.device)[None]
+        fp32 = torch.empty(0, dtype=torch.float32, device=self.device)
+        self.cos, self.sin = (angle[0].contiguous() for angle in self.decoder.rotary_emb(fp32, positions))
+        self.packed = [
+            (
+                _packed(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                _packed(layer.mlp.gate_proj, layer.mlp.up_proj),
+            )
+            for layer in self.decoder.layers
+        ]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim * self.dtype.itemsize
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Read prompts.
+
+        Returns:
+            The logits of what follows each, `(num_prompts, vocab_size)`, and each layer's keys and values, each
+            `(num_prompts, num_key_value_heads, longest prompt, head_dim)`, of which the first tokens are a prompt's.
+        """
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        # Padding stands on the right, where causal attention keeps it out of sight: no mask is needed.
+        padded = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+        cache = DynamicCache(config=self.model.config)
+        states = self.decoder(input_ids=padded.to(self.device), past_key_values=cache, use_cache=True)[0]
+        rows = torch.arange(len(prompts), device=self.device)
+        logits = self.head(states[rows, (lengths - 1).to(self.device)])
+        return logits, [(layer.keys, layer.values) for layer in cache.layers]
+
+    def decode(self, tokens: Tensor, attend: Attend) -> Tensor:
+        """Compute the logits of what follows each row's newest token, `(batch,)`: `(batch, vocab_size)`."""
+        states = self.decoder.embed_tokens(tokens)
+        for i, (layer, (qkv, gate_up)) in enumerate(zip(self.decoder.layers, self.packed, strict=True)):
+            attended = attend(i, qkv(_norm(states, layer.input_layernorm)))
+            states = _added(states, attended, layer.self_attn.o_proj)
+            gate, up = gate_up(_norm(states, layer.post_attention_layernorm)).chunk(2, dim=-1)
+            states = _added(states, layer.mlp.act_fn(gate) * up, layer.mlp.down_proj)
+        return self.head(_norm(states, self.decoder.norm))
+
+
+def _packed(*modules: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Return what computes the modules' outputs side by side."""
+    if not all(is_plain(module, nn.Linear) for module in modules):
+        return lambda x: torch.cat([module(x) for module in modules], dim=-1)
+    weight = lay_side_by_side(modules)
+    return lambda x: F.linear(x, weight)
+
+
+def _norm(x: Tensor, norm: nn.Module) -> Tensor:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)  # type: ignore[arg-type]
+
+
+def _added(states: Tensor, x: Tensor, module: nn.Linear) -> Tensor:
+    if is_plain(module, nn.Linear):
+        return torch.addmm(states, x, module.weight.t())
+    return states + module(x)

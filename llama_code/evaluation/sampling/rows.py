@@ -1,0 +1,109 @@
+"""The completions that are to be drawn, and each as it grows."""
+
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from llama_code.evaluation.healing import HealedPrompt
+from llama_code.evaluation.vocabulary import Vocabulary
+
+
+class Sample(NamedTuple):
+    """A finished completion.
+
+    Attributes:
+        name: of its prompt.
+        number: which of the prompt's samples it is, from 0.
+        text: up to the first stop string or end token, without it.
+        ids: the tokens drawn, perhaps a few beyond a stop string.
+        log_probs: of each token, natural, in the model's own distribution: before temperature and cuts.
+    """
+
+    name: str
+    number: int
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+
+
+class Limits(NamedTuple):
+    """Where completions end.
+
+    Attributes:
+        max_new_tokens: most tokens, those included that repeat the text cut from the prompt.
+        stop_strings: a completion ends before the first of these; none is looked for in the prompt.
+        end_ids: tokens that end a completion.
+    """
+
+    max_new_tokens: int
+    stop_strings: Sequence[str]
+    end_ids: Collection[int]
+
+
+class Row:
+    """A completion that is being drawn."""
+
+    def __init__(self, name: str, number: int, prompt: HealedPrompt, vocabulary: Vocabulary, limits: Limits) -> None:
+        """Begin without a token."""
+        self.name, self.number, self.prompt = name, number, prompt
+        self.vocabulary, self.limits = vocabulary, limits
+        self.ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.bytes = bytearray()
+        self.is_done = False
+
+    def add(self, ids: Sequence[int], log_probs: Sequence[float]) -> None:
+        """Take the next tokens; those beyond the end are left out."""
+        limits = self.limits
+        num_left = limits.max_new_tokens - len(self.ids)
+        end = next((i for i, token in enumerate(ids) if token in limits.end_ids), len(ids))
+        self.is_done = self.is_done or end < len(ids) or num_left <= len(ids)
+        num_new = min(end, num_left)
+        self.ids += ids[:num_new]
+        self.log_probs += log_probs[:num_new]
+        new = self.vocabulary.decode(ids[:num_new])
+        self.bytes += new
+        for stop in limits.stop_strings:
+            text = stop.encode()
+            first = max(len(self.prompt.cut), len(self.bytes) - len(new) - len(text) + 1)
+            self.is_done = self.is_done or self.bytes.find(text, first) >= 0
+
+    def sample(self) -> Sample:
+        """The completion as it is."""
+        text = self.bytes[len(self.prompt.cut) :].decode(errors="replace")
+        return Sample(self.name, self.number, truncate(text, self.limits.stop_strings), self.ids, self.log_probs)
+
+
+def truncate(completion: str, stop_strings: Sequence[str]) -> str:
+    """Cut a completion off at the first stop string in it."""
+    ends = [completion.find(stop) for stop in stop_strings]
+    return completion[: min((end for end in ends if end >= 0), default=len(completion))]
+
+
+def rows_to_draw(
+    prompts: Mapping[str, HealedPrompt],
+    num_samples: int,
+    done: Collection[tuple[str, int]],
+    vocabulary: Vocabulary,
+    limits: Limits,
+) -> list[Row]:
+    """Return what is not done yet, longest prompts first and all samples of a prompt together."""
+    order = sorted(prompts, key=lambda name: len(prompts[name].ids), reverse=True)
+    return [
+        Row(name, number, prompts[name], vocabulary, limits)
+        for name in order
+        for number in range(num_samples)
+        if (name, number) not in done
+    ]
+
+
+def uniform_numbers(seed: int, name: str, number: int, count: int) -> np.ndarray:
+    """Return a row's random numbers, `(count,)` fp32 in [0, 1): its own, whatever it is drawn beside.
+
+    They are those of Philox (Salmon et al. 2011), whose key is a hash of the seed, the prompt's name and the number.
+    """
+    text = f"{seed} {number} {name}".encode("utf-8", "surrogatepass")
+    key = int.from_bytes(blake2b(text, digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
