@@ -6,6 +6,8 @@ results differ.
 """
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,21 @@ from llama_code.evaluation.protocol import (
     weights_hash,
 )
 from llama_code.evaluation.records import SAMPLE, VERDICT, append_records, take_up
-from llama_code.evaluation.samples import Samples, check_whole, numbered, read_samples, settle_k
-from llama_code.evaluation.sampling import Limits, Sampler, check_prompts, draw_samples, end_token_ids
+from llama_code.evaluation.samples import Samples, check_whole, numbered, read_samples, sample_record, settle_k
+from llama_code.evaluation.sampling import Limits, Sample, Sampler, check_prompts, draw_samples, end_token_ids
 from llama_code.evaluation.shown import shown_examples
 from llama_code.evaluation.structure import Corpus
 from llama_code.evaluation.table import QUALITY_HEADER, RESULT_HEADER, markdown_table, quality_rows, result_rows
 from llama_code.evaluation.tasks import Benchmark, load_benchmark
+from llama_code.evaluation.until import pass_until
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.judge.levels import DESCRIPTIONS, choose_level
 from llama_code.training.run_record import make_output_dir, versions, write_json
 
 Benchmarks = dict[str, Benchmark]
 Prompts = dict[str, dict[str, HealedPrompt]]
+# Draws samples of a benchmark's problems by their numbers.
+Drawing = Callable[[Benchmark, Mapping[str, Iterable[int]]], Iterator[Sample]]
 
 
 def main() -> None:
@@ -67,13 +72,26 @@ def main() -> None:
     make_output_dir(arguments.output_path)
     with output_lock(arguments.output_path):
         if source is None:
-            results, samples = rescored(arguments, benchmarks, level), saved
+            results, samples, draw = rescored(arguments, benchmarks, level), saved, None
         else:
-            results, samples = evaluate(arguments, benchmarks, level, source)
+            results, samples, draw = evaluate(arguments, benchmarks, level, source)
         records = []
         for name, benchmark in benchmarks.items():
             own = {task_id: samples[task_id] for task_id in benchmark.problems}
             entry, judged = judge(arguments, name, benchmark, own, level, corpus)
+            if arguments.pass_until and draw:
+                print(f"sampling {name} until {arguments.pass_until} samples of a problem pass", flush=True)
+                entry["pass_until"] = pass_until(
+                    benchmark,
+                    own,
+                    judged,
+                    partial(draw, benchmark),
+                    level,
+                    arguments.output_path,
+                    successes=arguments.pass_until,
+                    max_samples=arguments.max_samples,
+                    seed=arguments.seed,
+                )
             results["tasks"][name] = entry | results["tasks"].get(name, {})
             records += judged
         results["aggregate"] = aggregate(results["tasks"])
@@ -107,8 +125,8 @@ def first_problems(benchmark: Benchmark, limit: int | None) -> Benchmark:
 
 def evaluate(
     arguments: EvalArguments, benchmarks: Benchmarks, level: str, source: ModelSource
-) -> tuple[dict[str, Any], Samples]:
-    """Measure a model and draw samples from it; returns results.json with what needs the model, and the samples."""
+) -> tuple[dict[str, Any], Samples, Drawing]:
+    """Measure a model and draw samples; returns what needs the model in results.json, the samples, what drew them."""
     documents = []
     if "perplexity" in arguments.task_names:
         print(f"reading the held-out files of {arguments.dataset}", flush=True)
@@ -143,7 +161,8 @@ def evaluate(
         "protocol": protocol,
         "tasks": tasks,
     }
-    return results, draw_missing(arguments, benchmarks, prompts, model, vocabulary)
+    draw = drawing(arguments, prompts, model, vocabulary)
+    return results, draw_missing(arguments, benchmarks, prompts, draw), draw
 
 
 def build_prompts(
@@ -168,9 +187,27 @@ def build_prompts(
     return prompts
 
 
-def draw_missing(
-    arguments: EvalArguments, benchmarks: Benchmarks, prompts: Prompts, model: PreTrainedModel, vocabulary: Vocabulary
-) -> Samples:
+def drawing(arguments: EvalArguments, prompts: Prompts, model: PreTrainedModel, vocabulary: Vocabulary) -> Drawing:
+    """Return what draws samples of a benchmark's problems by their numbers."""
+    everything = {task_id: prompt for own in prompts.values() for task_id, prompt in own.items()}
+    ends = frozenset(end_token_ids(model, vocabulary))
+
+    def draw(benchmark: Benchmark, numbers: Mapping[str, Iterable[int]]) -> Iterator[Sample]:
+        return draw_samples(
+            model,
+            vocabulary,
+            everything,
+            numbers,
+            sampler=Sampler(arguments.temperature, arguments.top_p, arguments.top_k),
+            limits=Limits(arguments.max_new_tokens, benchmark.stop_strings, ends),
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+        )
+
+    return draw
+
+
+def draw_missing(arguments: EvalArguments, benchmarks: Benchmarks, prompts: Prompts, draw: Drawing) -> Samples:
     """Draw the samples that samples.jsonl does not have yet, and return all by task id."""
     assert arguments.num_samples
     path = arguments.output_path / "samples.jsonl"
@@ -184,28 +221,13 @@ def draw_missing(
             "--output_dir"
         )
     for name, own in prompts.items():
-        done = [(task_id, number) for task_id, number in drawn if task_id in own]
-        if len(done) == len(own) * arguments.num_samples:
-            continue
-        print(f"sampling {name}", flush=True)
-        new = draw_samples(
-            model,
-            vocabulary,
-            own,
-            num_samples=arguments.num_samples,
-            sampler=Sampler(arguments.temperature, arguments.top_p, arguments.top_k),
-            limits=Limits(
-                arguments.max_new_tokens,
-                benchmarks[name].stop_strings,
-                frozenset(end_token_ids(model, vocabulary)),
-            ),
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            done=done,
-        )
-        append_records(
-            path, ({"task_id": sample.name, "completion": sample.text, "sample": sample.number} for sample in new)
-        )
+        numbers = {
+            task_id: [number for number in range(arguments.num_samples) if (task_id, number) not in drawn]
+            for task_id in own
+        }
+        if any(numbers.values()):
+            print(f"sampling {name}", flush=True)
+            append_records(path, map(sample_record, draw(benchmarks[name], numbers)))
     return read_samples(path, asked) if asked else {}
 
 

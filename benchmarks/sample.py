@@ -58,10 +58,9 @@ class Bench:
     ) -> dict[tuple[str, int], list[int]]:
         """Draw with the engine; returns the tokens of each row."""
         limits = Limits(self.num_tokens, (), frozenset())
-        drawn = draw_samples(
-            self.model, self.vocabulary, self.first(num_prompts), num_samples=num_samples, sampler=sampler,
-            limits=limits, seed=0,
-        )  # fmt: skip
+        prompts = self.first(num_prompts)
+        numbers = dict.fromkeys(prompts, range(num_samples))
+        drawn = draw_samples(self.model, self.vocabulary, prompts, numbers, sampler=sampler, limits=limits, seed=0)
         return {(sample.name, sample.number): sample.ids for sample in drawn}
 
     def configuration(self, **options: object) -> GenerationConfig:

@@ -14,7 +14,18 @@ TASKS = ("perplexity", *BENCHMARKS)
 MIN_TEMPERATURE = 1e-3
 MAX_TEMPERATURE = 1e3
 PROTOCOL_FILE = "protocol.json"
-NEEDS_MODEL = ("num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size", "quantize", "dataset")
+NEEDS_MODEL = (
+    "num_samples",
+    "pass_until",
+    "max_samples",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_new_tokens",
+    "batch_size",
+    "quantize",
+    "dataset",
+)
 
 
 @dataclass
@@ -41,6 +52,10 @@ class EvalArguments:
     num_samples: int | None = field(
         default=None, metadata={"help": "completions of each problem; 20 by default, 1 with --temperature 0"}
     )
+    pass_until: int | None = field(
+        default=None, metadata={"help": "draw more samples of a problem until so many pass, and estimate pass rates"}
+    )
+    max_samples: int = field(default=1000, metadata={"help": "with --pass_until, most samples of a problem"})
     temperature: float = field(default=0.8, metadata={"help": "divides the logits; 0 takes the likeliest token"})
     top_p: float = field(default=0.95, metadata={"help": "probability mass that is sampled from, in (0, 1]"})
     k: list[int] | None = field(
@@ -95,7 +110,7 @@ class EvalArguments:
                 f"--model is {self.model!r} and --rescore is {self.rescore!r}, and just one of them is needed; "
                 "give --model to sample from a model or --rescore to judge saved samples"
             )
-        for name in ("num_samples", "limit", "max_new_tokens", "batch_size"):
+        for name in ("num_samples", "limit", "max_new_tokens", "batch_size", "pass_until", "max_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value} and must be at least 1; give a positive number or leave it out")
@@ -139,6 +154,16 @@ class EvalArguments:
                 "leave --num_samples out or give a temperature above 0"
             )
         self.num_samples = self.num_samples or (1 if greedy else 20)
+        if greedy and self.pass_until is not None:
+            raise UserError(
+                f"--pass_until is {self.pass_until} with --temperature 0, where all samples are the same; leave it "
+                "out or give a temperature above 0"
+            )
+        if self.pass_until is not None and self.max_samples < self.num_samples:
+            raise UserError(
+                f"--max_samples is {self.max_samples} and --num_samples {self.num_samples}, which are drawn in any "
+                "case; raise --max_samples"
+            )
         self.k = self.k or ([1] if greedy else [1, 10])
         if self.benchmark_names and max(self.k) > self.num_samples:
             raise UserError(

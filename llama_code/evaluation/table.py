@@ -42,6 +42,12 @@ def _sample_rows(result: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             ["samples that pass", f"{result['sample_pass_rate']['rate']:.2%}", f"{low:.2%} to {high:.2%}", over]
         )
+    if "pass_until" in result:
+        until = result["pass_until"]
+        low, high = until["ci95"]
+        over = f"{until['num_reached']} of {len(until['rates'])} problems reached {until['successes']} passes"
+        over += f", {sum(until['num_samples'].values()):,} samples"
+        rows.append(["pass rate by samples until solved", f"{until['rate']:.3%}", f"{low:.3%} to {high:.3%}", over])
     for label, third in (result.get("by_complexity") or {}).items():
         first, last = third["complexity"]
         over = f"{third['num_problems']} problems, complexity {first} to {last}"

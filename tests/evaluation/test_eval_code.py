@@ -156,6 +156,10 @@ HUMANEVAL = ("--model", "no/such/model", "--tasks", "humaneval")
         ((*HUMANEVAL, "--top_p", "0"), r"--top_p is 0.0 and must be in \(0, 1\]"),
         ((*HUMANEVAL, "--top_p", "1.1"), r"--top_p is 1.1 and must be in \(0, 1\]"),
         ((*HUMANEVAL, "--top_q", "3"), "'--top_q' is not an option of eval_code.py"),
+        ((*HUMANEVAL, "--pass_until", "0"), "--pass_until is 0 and must be at least 1"),
+        ((*HUMANEVAL, "--pass_until", "2", "--temperature", "0"), "--pass_until is 2 with --temperature 0"),
+        ((*HUMANEVAL, "--pass_until", "2", "--max_samples", "9"), "--max_samples is 9 and --num_samples 20"),
+        ((*HUMANEVAL, "--quantize", "int3"), "--quantize is 'int3' and must be nf4 or int8; name one of them"),
         ((*HUMANEVAL, "--top_k", "-1"), "--top_k is -1 and must be 0, to sample from all tokens, or more"),
         (
             ("--rescore", "s.jsonl", "--tasks", "perplexity"),

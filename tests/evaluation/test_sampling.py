@@ -15,12 +15,15 @@ GREEDY = {"sampler": Sampler(temperature=0), "num_samples": 1}
 SAMPLED = {"sampler": Sampler(), "num_samples": 3}
 
 
-def draw_all(model, vocabulary, prompts, max_new_tokens=20, stop_strings=(), **options):
+def draw_all(model, vocabulary, prompts, num_samples, max_new_tokens=20, stop_strings=(), done=(), **options):
     """All samples by name and number."""
     limits = Limits(max_new_tokens, stop_strings, frozenset(end_token_ids(model, vocabulary)))
     healed = {name: heal(vocabulary, text) for name, text in prompts.items()}
+    numbers = {name: [n for n in range(num_samples) if (name, n) not in done] for name in prompts}
     arguments = {"limits": limits, "seed": 0, "batch_size": 4, **options}
-    return {(drawn.name, drawn.number): drawn for drawn in draw_samples(model, vocabulary, healed, **arguments)}
+    return {
+        (drawn.name, drawn.number): drawn for drawn in draw_samples(model, vocabulary, healed, numbers, **arguments)
+    }
 
 
 def draw(model, vocabulary, prompts, **options):

@@ -1,6 +1,6 @@
 """Sampling completions of prompts from any causal language model."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ def sample(
         model.eval(),
         vocabulary,
         {name: heal(vocabulary, text) for name, text in named.items()},
-        num_samples=num_samples,
+        dict.fromkeys(named, range(num_samples)),
         sampler=Sampler(temperature, top_p, top_k),
         limits=Limits(max_new_tokens, stop_strings, frozenset(end_token_ids(model, vocabulary))),
         seed=seed,
@@ -119,13 +119,12 @@ def draw_samples(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
     prompts: Mapping[str, HealedPrompt],
+    numbers: Mapping[str, Iterable[int]],
     *,
-    num_samples: int,
     sampler: Sampler,
     limits: Limits,
     seed: int,
     batch_size: int | None = None,
-    done: Collection[tuple[str, int]] = (),
 ) -> Iterator[Sample]:
     """Yield samples of healed prompts as they are done, in any order, with a progress bar.
 
@@ -133,18 +132,17 @@ def draw_samples(
         model: a causal language model in eval mode. Of its generation_config nothing counts.
         vocabulary: of its tokenizer.
         prompts: by name.
-        num_samples: of each prompt.
+        numbers: of the samples to draw of each prompt; a sample is the same in whatever company it is drawn.
         sampler: how tokens are drawn.
         limits: where completions end.
         seed: of the random numbers.
-        batch_size: most rows in work at once, or None.
-        done: names and numbers of samples that an earlier call has yielded.
+        batch_size: most rows in work at once, or None for what fits.
 
     Raises:
         UserError: a prompt does not fit the model's context; told at the call. Or the model's weights are not finite.
     """
     check_prompts(model, prompts, limits.max_new_tokens)
-    rows = rows_to_draw(prompts, num_samples, done, vocabulary, limits)
+    rows = rows_to_draw(prompts, numbers, vocabulary, limits)
 
     def drawn() -> Iterator[Sample]:
         if not rows:
@@ -152,7 +150,7 @@ def draw_samples(
         arguments = model, vocabulary, rows, sampler, seed, batch_size
         finished = Engine(*arguments).run() if has_llama_layers(model) else generate_rows(*arguments)
         num_tokens = 0
-        with tqdm(total=len(rows) + len(done), initial=len(done), desc="sampling", unit="sample") as progress:
+        with tqdm(total=len(rows), desc="sampling", unit="sample") as progress:
             for row in finished:
                 num_tokens += len(row.ids)
                 if row.log_probs and row.log_probs[-1] != row.log_probs[-1]:

@@ -89,10 +89,10 @@ def _least_in_nucleus(values: np.ndarray, mass: float) -> float:
     """
     info = np.finfo(values.dtype)
     interval = values.view(f"i{values.itemsize}") >> (info.nmant - 7)  # floats order as their bits do
-    interval -= interval.min()
+    interval = interval - interval.min()
     masses = np.bincount(interval, weights=values)
     above = masses[::-1].cumsum()[::-1] - masses
     lowest = np.argmax(above < mass)
     ordered = np.sort(values[interval == lowest])[::-1]
     before = above[lowest] + np.cumsum(ordered, dtype=np.float64) - ordered
-    return ordered[max(np.count_nonzero(before < mass), 1) - 1]
+    return float(ordered[max(int(np.count_nonzero(before < mass)), 1) - 1])

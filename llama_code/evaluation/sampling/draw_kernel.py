@@ -129,16 +129,17 @@ def launch_draw(
     batch, vocab_size = logits.shape
     ids = torch.empty(batch, dtype=torch.int64, device=logits.device)
     log_probs = torch.empty(batch, dtype=torch.float32, device=logits.device)
-    _draw_kernel[(batch,)](
-        *(logits, logits.stride(0), uniforms, ids, log_probs, vocab_size),
-        *(1 / temperature if temperature else 0.0, top_p, top_k),
-        GREEDY=temperature == 0,
-        TOP_P=top_p < 1,
-        TOP_K=0 < top_k < vocab_size,
-        SHIFT=16 if logits.dtype == torch.bfloat16 else 0,
-        B=min(BLOCK, triton.next_power_of_2(vocab_size)),
-        num_warps=NUM_WARPS,
-    )
+    with torch.cuda.device_of(logits):
+        _draw_kernel[(batch,)](
+            *(logits, logits.stride(0), uniforms, ids, log_probs, vocab_size),
+            *(1 / temperature if temperature else 0.0, top_p, top_k),
+            GREEDY=temperature == 0,
+            TOP_P=top_p < 1,
+            TOP_K=0 < top_k < vocab_size,
+            SHIFT=16 if logits.dtype == torch.bfloat16 else 0,
+            B=min(BLOCK, triton.next_power_of_2(vocab_size)),
+            num_warps=NUM_WARPS,
+        )
     return ids, log_probs
 
 
@@ -163,5 +164,6 @@ def launch_mask(logits: Tensor, states: Tensor, allowed: Tensor) -> Tensor:
     """`Constraints.mask`, by a kernel, in place."""
     vocab_size = logits.shape[1]
     size = min(BLOCK, triton.next_power_of_2(vocab_size))
-    _mask_kernel[(len(logits),)](logits, logits.stride(0), states, allowed.view(torch.uint8), vocab_size, B=size)
+    with torch.cuda.device_of(logits):
+        _mask_kernel[(len(logits),)](logits, logits.stride(0), states, allowed.view(torch.uint8), vocab_size, B=size)
     return logits

@@ -156,7 +156,7 @@ class Engine:
         while self.waiting and free:
             first = self.waiting[0]
             num_rows = min(self.cache.room(len(first.prompt.ids)), len(free))
-            rows = []
+            rows: list[Row] = []
             while self.waiting and len(rows) < num_rows and self.waiting[0].name == first.name:
                 rows.append(self.waiting.popleft())
             if not rows:
@@ -215,11 +215,12 @@ class Engine:
             self._step(batch)
             self.graphs[batch] = None
             return
-        if self.graphs[batch] is None:
-            self.graphs[batch] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[batch], pool=self.graph_pool):
+        graph = self.graphs[batch]
+        if graph is None:
+            graph = self.graphs[batch] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.graph_pool):
                 self._step(batch)
-        self.graphs[batch].replay()  # type: ignore[union-attr]
+        graph.replay()
 
     def _start_window(self) -> Window:
         """Set steps going."""
@@ -237,12 +238,12 @@ class Engine:
         self.new_slots.clear()
         if not self.is_cuda:
             return Window(rows, ids, log_probs, None)
-        on_host = [torch.empty_like(x, device="cpu", pin_memory=True) for x in (ids, log_probs)]
-        for host, device in zip(on_host, (ids, log_probs), strict=True):
-            host.copy_(device, non_blocking=True)
+        host_ids, host_log_probs = (torch.empty_like(x, device="cpu", pin_memory=True) for x in (ids, log_probs))
+        host_ids.copy_(ids, non_blocking=True)
+        host_log_probs.copy_(log_probs, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return Window(rows, *on_host, arrived)
+        return Window(rows, host_ids, host_log_probs, arrived)
 
     def _close_up(self) -> int:
         """Move rows to the first slots where that makes the batch smaller; returns its size."""
@@ -274,7 +275,7 @@ class Engine:
         if window.arrived is not None:
             window.arrived.synchronize()
         ids, log_probs = window.ids.t().tolist(), window.log_probs.t().tolist()
-        done = []
+        done: list[Row] = []
         for slot, row, is_new in window.rows:
             if not row.is_done:  # it may have ended in the window before
                 row.add(ids[slot][not is_new :], log_probs[slot][not is_new :])

@@ -77,7 +77,7 @@ class LlamaDecoder:
         states = self.decoder(input_ids=padded.to(self.device), past_key_values=cache, use_cache=True)[0]
         rows = torch.arange(len(prompts), device=self.device)
         logits = self.head(states[rows, (lengths - 1).to(self.device)])
-        return logits, [(layer.keys, layer.values) for layer in cache.layers]
+        return logits, [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
     def decode(self, tokens: Tensor, attend: Attend) -> Tensor:
         """Compute the logits of what follows each row's newest token, `(batch,)`: `(batch, vocab_size)`."""

@@ -6,6 +6,7 @@ token begins a new page. Kwon et al. 2023, "Efficient Memory Management for Larg
 PagedAttention".
 """
 
+import torch
 from torch import Tensor
 
 from llama_code.modeling.triton_support import tl, triton
@@ -138,14 +139,15 @@ def paged_attention(
     """
     batch, head_dim = len(qkv), keys.shape[-1]
     output = qkv.new_empty(batch, num_heads * head_dim)
-    _attention_kernel[(batch, num_heads)](
-        *(qkv, output, keys, values, cos, sin, tables, prompt_lengths, counts),
-        *(scale, max_count, tables.shape[1]),
-        NUM_HEADS=num_heads,
-        NUM_KEY_VALUE_HEADS=keys.shape[1],
-        HALF=head_dim // 2,
-        BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
-        PAGE=PAGE,
-        num_warps=2,
-    )
+    with torch.cuda.device_of(qkv):
+        _attention_kernel[(batch, num_heads)](
+            *(qkv, output, keys, values, cos, sin, tables, prompt_lengths, counts),
+            *(scale, max_count, tables.shape[1]),
+            NUM_HEADS=num_heads,
+            NUM_KEY_VALUE_HEADS=keys.shape[1],
+            HALF=head_dim // 2,
+            BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+            PAGE=PAGE,
+            num_warps=2,
+        )
     return output

@@ -1,6 +1,6 @@
 """The completions that are to be drawn, and each as it grows."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -84,19 +84,13 @@ def truncate(completion: str, stop_strings: Sequence[str]) -> str:
 
 def rows_to_draw(
     prompts: Mapping[str, HealedPrompt],
-    num_samples: int,
-    done: Collection[tuple[str, int]],
+    numbers: Mapping[str, Iterable[int]],
     vocabulary: Vocabulary,
     limits: Limits,
 ) -> list[Row]:
-    """Return what is not done yet, longest prompts first and all samples of a prompt together."""
-    order = sorted(prompts, key=lambda name: len(prompts[name].ids), reverse=True)
-    return [
-        Row(name, number, prompts[name], vocabulary, limits)
-        for name in order
-        for number in range(num_samples)
-        if (name, number) not in done
-    ]
+    """Return the samples of these numbers, longest prompts first and all samples of a prompt together."""
+    order = sorted(numbers, key=lambda name: len(prompts[name].ids), reverse=True)
+    return [Row(name, number, prompts[name], vocabulary, limits) for name in order for number in numbers[name]]
 
 
 def uniform_numbers(seed: int, name: str, number: int, count: int) -> np.ndarray:
