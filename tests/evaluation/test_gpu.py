@@ -1,0 +1,73 @@
+"""The engine on a GPU: graphs, pages, compiled kernels. Run with `pytest -m gpu tests/evaluation`."""
+
+import pytest
+import torch
+from eval_tiny import PROMPTS
+from test_sampling import draw_all
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import llama_code.modeling  # noqa: F401  registers the models
+from llama_code.errors import UserError
+from llama_code.evaluation.sampling import Sampler, engine
+from llama_code.evaluation.vocabulary import Vocabulary
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+GREEDY = {"sampler": Sampler(temperature=0.0), "num_samples": 1}
+
+
+@pytest.fixture(scope="module")
+def own_vocabulary() -> Vocabulary:
+    return Vocabulary(AutoTokenizer.from_pretrained("tokenizer"))
+
+
+def m1(dtype: torch.dtype):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("recipes/m1"), dtype=torch.float32)
+    return model.eval().to("cuda", dtype)
+
+
+def test_greedy_in_fp32_is_the_cpus_and_the_same_in_any_batch(own_vocabulary):
+    options = {**GREEDY, "max_new_tokens": 40}
+    on_gpu = draw_all(m1(torch.float32), own_vocabulary, PROMPTS, **options, batch_size=6)
+    in_turns = draw_all(m1(torch.float32), own_vocabulary, PROMPTS, **options, batch_size=2)
+    on_cpu = draw_all(m1(torch.float32).cpu(), own_vocabulary, PROMPTS, **options)
+    for key, sample in on_cpu.items():
+        assert on_gpu[key].ids == in_turns[key].ids == sample.ids
+        assert on_gpu[key].log_probs == pytest.approx(sample.log_probs, abs=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_are_those_of_a_plain_forward_pass(own_vocabulary, dtype):
+    """Of rows that entered and left at different times, after graphs of several sizes."""
+    model = m1(dtype)
+    prompts = {str(n): "x" * (5 * n) + " = 1" for n in range(1, 12)}
+    options = {"sampler": Sampler(0.9, 0.9), "num_samples": 5, "max_new_tokens": 50, "stop_strings": ("e",)}
+    drawn = draw_all(model, own_vocabulary, prompts, **options, batch_size=16)
+    assert len(drawn) == 55
+    for (name, _), sample in drawn.items():
+        ids = [own_vocabulary.start_id, *own_vocabulary.encode([prompts[name]])[0]]
+        if own_vocabulary.encode([prompts[name] + " "])[0][: len(ids) - 1] != ids[1:] or not sample.ids:
+            continue  # text was cut from this prompt
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*ids, *sample.ids]], device="cuda")).logits[0, len(ids) - 1 : -1].float()
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(sample.ids, device="cuda")[:, None])[:, 0]
+        tolerance = 1e-3 if dtype == torch.float32 else 0.06
+        torch.testing.assert_close(torch.tensor(sample.log_probs), expected.cpu(), atol=tolerance, rtol=0)
+
+
+def test_rows_do_not_see_each_other(own_vocabulary):
+    model = m1(torch.float32)
+    options = {"sampler": Sampler(), "num_samples": 7, "max_new_tokens": 30}
+    together = draw_all(model, own_vocabulary, PROMPTS, **options, batch_size=42)
+    few = draw_all(model, own_vocabulary, dict(reversed(PROMPTS.items())), **options, batch_size=5)
+    assert {key: sample.ids for key, sample in few.items()} == {key: sample.ids for key, sample in together.items()}
+
+
+def test_what_cannot_fit_is_said(own_vocabulary, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**28, 2**30))
+    monkeypatch.setattr(engine, "PREFILL_BYTES", 2**27)
+    with pytest.raises(UserError, match="needs .* GiB for keys and values and the GPU has 0.2 GiB free; lower --max"):
+        draw_all(m1(torch.bfloat16), own_vocabulary, PROMPTS, **GREEDY)
