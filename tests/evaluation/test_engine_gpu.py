@@ -12,10 +12,7 @@ from llama_code.evaluation.healing import heal
 from llama_code.evaluation.sampling import Sampler, engine
 from llama_code.evaluation.vocabulary import Vocabulary
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-]
+pytestmark = pytest.mark.gpu
 GREEDY = {"sampler": Sampler(temperature=0.0), "num_samples": 1}
 
 
