@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from llama_code.evaluation.sampling import draw_kernel
-from llama_code.evaluation.sampling.draw import Sampler, draw, kept_tokens
+from llama_code.evaluation.sampling.draw import GAMMA, Sampler, _mixed, draw, kept_tokens
 from llama_code.evaluation.sampling.draw_kernel import launch_draw, launch_mask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,18 +43,32 @@ def test_tokens_as_likely_as_the_last_one_kept_are_kept():
     assert kept_tokens(np.array([1.0, 4, 1, 1, 0]), Sampler(1.0, 0.5)).tolist() == [1]
 
 
+def test_numbers_are_splitmix64s():
+    """The first outputs for the seed 1234567, as Rosetta Code lists them."""
+    state = 1234567 + np.arange(1, 4).astype(np.uint64) * GAMMA
+    assert _mixed(state).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS[:4])
 def test_frequencies_are_the_probabilities(sampler):
-    """A chi-square test; the uniform numbers are a fixed grid, so that the test cannot fail by chance."""
+    """A chi-square test over rows and over the tokens of a row, of keys that are fixed."""
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) * 2
-    uniforms = (torch.arange(1000) + 0.5) / 1000
-    ids, _ = draw(logits.expand(1000, -1).contiguous().to(DEVICE), uniforms.to(DEVICE), sampler)
-    expected = 1000 * probabilities(logits.double(), sampler)[0]
-    counts = torch.bincount(ids.cpu(), minlength=40)
+    expected = 6000 * probabilities(logits.double(), sampler)[0]
+    keys, counts = torch.arange(6000) // 3 - 1000, torch.arange(6000) % 3
+    ids, _ = draw(logits.expand(6000, -1).contiguous().to(DEVICE), keys.to(DEVICE), counts.to(DEVICE), sampler)
+    found = torch.bincount(ids.cpu(), minlength=40)
     is_kept = expected > 0
-    assert counts[~is_kept].sum() == 0
-    assert chisquare(counts[is_kept], expected[is_kept]).pvalue > 0.999
-    assert (counts - expected).abs().max() <= 1.5  # of a grid, one token more or less at either end
+    assert found[~is_kept].sum() == 0
+    assert chisquare(found[is_kept], expected[is_kept]).pvalue > 0.001
+    # and what a row draws first tells nothing of what it draws next
+    pairs = torch.zeros(40, 40)
+    first, second = ids.cpu()[0::3], ids.cpu()[1::3]
+    pairs.index_put_((first, second), torch.ones(2000), accumulate=True)
+    likely = expected.topk(3).indices
+    both = torch.cat([pairs[likely][:, likely].flatten(), (2000 - pairs[likely][:, likely].sum())[None]])
+    shares = expected[likely] / 6000
+    due = 2000 * (shares[:, None] * shares).flatten()
+    assert chisquare(both, torch.cat([due, 2000 - due.sum()[None]])).pvalue > 0.001
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,10 +81,10 @@ def test_the_kernel_draws_what_the_host_draws(sampler, vocab_size, dtype, monkey
     logits[0, 7:] = -torch.inf
     logits[1] -= 1e4
     logits = logits.to(dtype)
-    uniforms = torch.rand(6, generator=generator)
-    uniforms[2:4] = torch.tensor([0.0, 1 - 2**-24])
-    ids, log_probs = draw(logits, uniforms, sampler)
-    kernel_ids, kernel_log_probs = launch_draw(logits.to(DEVICE), uniforms.to(DEVICE), *sampler)
+    keys = torch.tensor([0, -1, 2**62, -(2**63), 12345, 2**63 - 1])
+    counts = torch.tensor([0, 1, 2, 255, 2047, 3], dtype=torch.int32)
+    ids, log_probs = draw(logits, keys, counts, sampler)
+    kernel_ids, kernel_log_probs = launch_draw(*(x.to(DEVICE) for x in (logits, keys, counts)), *sampler)
     assert kernel_ids.tolist() == ids.tolist()
     torch.testing.assert_close(kernel_log_probs.cpu(), log_probs, rtol=1e-5, atol=1e-4)
     expected = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Choosing each row's next token from its logits: temperature, top-k, top-p, and one uniform number a token.
+"""Choosing each row's next token from its logits: temperature, top-k, top-p, and random numbers of the row's own.
 
 What is kept is what transformers' warpers keep, in their order: temperature, the `top_k` likeliest tokens, then of
 those the likeliest up to the first at which their mass reaches `top_p` (Holtzman et al. 2020). Tokens as likely as the
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from llama_code.evaluation.sampling.draw_kernel import launch_draw
+
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Sampler(NamedTuple):
@@ -28,12 +30,17 @@ class Sampler(NamedTuple):
     top_k: int = 0
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, keys: Tensor, counts: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
     """Draw a token for each row, on a GPU by one kernel and without waiting for it.
+
+    Each token has a random number of its own, an exponential one, and that is drawn whose number over its probability
+    is least. What rounding moves it moves little: two tokens change places only where they are that close, while one
+    uniform number in the tokens' summed mass would meet another token wherever the sum before it is rounded otherwise.
 
     Args:
         logits: `(batch, vocab_size)`, floating; -inf for tokens that must not be drawn.
-        uniforms: `(batch,)`, fp32 in [0, 1): where in the kept tokens' mass, in order of id, the token lies.
+        keys: `(batch,)`, int64: what a row's random numbers are made of.
+        counts: `(batch,)`, integers: how many tokens each row has.
         sampler: how.
 
     Returns:
@@ -41,7 +48,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampler: Sampler) -> tuple[Tensor, Te
         were allowed, `(batch,)` fp32, before temperature and cut.
     """
     if logits.is_cuda:
-        return launch_draw(logits, uniforms, *sampler)
+        return launch_draw(logits, keys, counts, *sampler)
     scores = logits.float()
     scores = scores - scores.amax(-1, keepdim=True)
     log_sums = scores.exp().sum(-1).log()
@@ -50,16 +57,31 @@ def draw(logits: Tensor, uniforms: Tensor, sampler: Sampler) -> tuple[Tensor, Te
     else:
         # NaN draws anything; its log-probability says so.
         weights = (scores / sampler.temperature).exp().nan_to_num(1.0).cpu().numpy()
-        drawn = [_draw_row(*row, sampler) for row in zip(weights, uniforms.tolist(), strict=True)]
-        ids = torch.tensor(drawn, device=logits.device)
+        rows = zip(weights, keys.tolist(), counts.tolist(), strict=True)
+        ids = torch.tensor([_draw_row(*row, sampler) for row in rows], device=logits.device)
     return ids, scores.gather(-1, ids[:, None])[:, 0] - log_sums
 
 
-def _draw_row(weights: np.ndarray, uniform: float, sampler: Sampler) -> int:
+def _draw_row(weights: np.ndarray, key: int, count: int, sampler: Sampler) -> int:
     ids = kept_tokens(weights, sampler)
-    cumulative = np.cumsum(weights[ids], dtype=np.float64)
-    place = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    return int(ids[min(place, len(ids) - 1)])
+    return int(ids[np.argmin(exponential_numbers(key, count, ids) / weights[ids])])
+
+
+def exponential_numbers(key: int, count: int, ids: np.ndarray) -> np.ndarray:
+    """Return a row's random numbers for its next token, fp32, one for each token id.
+
+    They are made of the upper half of SplitMix64's output (Steele, Lea and Flood 2014), whose state begins with an
+    output for the count, itself of a state that begins with the key.
+    """
+    state = _mixed(np.array([key & (2**64 - 1)], np.uint64) + np.array([count + 1], np.uint64) * GAMMA)
+    bits = _mixed(state + (ids.astype(np.uint64) + np.uint64(1)) * GAMMA) >> np.uint64(32)
+    return (-np.log1p(-(bits + 0.5) * 2.0**-32)).astype(np.float32)
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def kept_tokens(weights: np.ndarray, sampler: Sampler) -> np.ndarray:

@@ -22,6 +22,12 @@ if triton is not None:
         return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> SHIFT
 
     @triton.jit
+    def _mixed(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+        return z ^ (z >> 31)
+
+    @triton.jit
     def _mass_above(
         logits, key, largest, scale, vocab_size, COUNT: tl.constexpr, SHIFT: tl.constexpr, B: tl.constexpr
     ):
@@ -60,7 +66,8 @@ if triton is not None:
     def _draw_kernel(
         logits,
         stride,
-        uniforms,
+        keys,
+        counts,
         ids,
         log_probs,
         vocab_size,
@@ -101,29 +108,31 @@ if triton is not None:
                 mass = _mass_above(logits, least - 1, largest, scale, vocab_size, False, SHIFT, B)
                 limit = top_p * mass
                 least = _least_kept(logits, least - 1, highest, limit, largest, scale, vocab_size, False, SHIFT, B)
-            target = tl.load(uniforms + row) * _mass_above(
-                logits, least - 1, largest, scale, vocab_size, False, SHIFT, B
-            )
+            # As `draw.exponential_numbers`, which says what they are.
+            state = tl.load(keys + row).to(tl.uint64, bitcast=True)
+            state = _mixed(state + (tl.load(counts + row).to(tl.uint64) + 1) * 0x9E3779B97F4A7C15)
             chosen = vocab_size
-            last = 0
-            below = 0.0
+            earliest = float("inf")
             for start in range(0, vocab_size, B):
                 at = start + tl.arange(0, B)
                 x = tl.load(logits + at, at < vocab_size, -float("inf")).to(tl.float32)
-                weight = tl.where(_key(x, SHIFT) >= least, tl.exp((x - largest) * scale), 0.0)
-                is_beyond = (below + tl.cumsum(weight) > target) & (weight > 0)
-                chosen = tl.minimum(chosen, tl.min(tl.where(is_beyond, at, vocab_size)))
-                last = tl.maximum(last, tl.max(tl.where(weight > 0, at, 0)))
-                below += tl.sum(weight)
-            if chosen == vocab_size:  # the sums were rounded differently
-                chosen = last
+                bits = _mixed(state + (at.to(tl.uint64) + 1) * 0x9E3779B97F4A7C15) >> 32
+                uniform = (bits.to(tl.float32) + 0.5) * (2.0**-32)
+                # log(1 - u) is not exact where u is small, and there the least numbers are.
+                small = uniform * (1 + uniform * (0.5 + uniform * (1.0 / 3.0 + uniform * 0.25)))
+                number = tl.where(uniform < 0.01, small, -tl.log(1 - tl.minimum(uniform, 0.99999994)))
+                time = tl.where(_key(x, SHIFT) >= least, number / tl.exp((x - largest) * scale), float("inf"))
+                block_earliest = tl.min(time)
+                if block_earliest < earliest:
+                    earliest = block_earliest
+                    chosen = tl.min(tl.where(time == block_earliest, at, vocab_size))
         chosen = tl.minimum(chosen, vocab_size - 1)  # where logits are NaN, as the log-probability then is
         tl.store(ids + row, chosen.to(tl.int64))
         tl.store(log_probs + row, tl.load(logits + chosen).to(tl.float32) - largest - log_sum)
 
 
 def launch_draw(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int
+    logits: Tensor, keys: Tensor, counts: Tensor, temperature: float, top_p: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """`draw`, by the kernel."""
     batch, vocab_size = logits.shape
@@ -131,7 +140,7 @@ def launch_draw(
     log_probs = torch.empty(batch, dtype=torch.float32, device=logits.device)
     with torch.cuda.device_of(logits):
         _draw_kernel[(batch,)](
-            *(logits, logits.stride(0), uniforms, ids, log_probs, vocab_size),
+            *(logits, logits.stride(0), keys, counts, ids, log_probs, vocab_size),
             *(1 / temperature if temperature else 0.0, top_p, top_k),
             GREEDY=temperature == 0,
             TOP_P=top_p < 1,

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ from llama_code.evaluation.sampling.draw import Sampler, draw
 from llama_code.evaluation.sampling.key_value_caches import DenseCache, PagedCache, Slots, num_pages, to_device
 from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder
 from llama_code.evaluation.sampling.paged_attention import PAGE
-from llama_code.evaluation.sampling.rows import Row, uniform_numbers
+from llama_code.evaluation.sampling.rows import Row, row_key
 from llama_code.evaluation.vocabulary import Vocabulary
 
 MAX_ROWS = 4096
@@ -106,7 +105,7 @@ class Engine:
         self.constraints = Constraints(vocabulary, {row.prompt.cut for row in rows}, vocab_size, self.device)
         self.states = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.log_probs = torch.zeros(num_slots, device=self.device)
-        self.uniforms = torch.zeros(num_slots, self.max_count, device=self.device)
+        self.keys = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.live: dict[int, Row] = {}
         self.groups: dict[int, Group] = {}
         self.new_slots: set[int] = set()
@@ -133,6 +132,8 @@ class Engine:
                 f"keys and values and the GPU has {free / 2**30:.1f} GiB free; lower --max_new_tokens or give smaller "
                 "weights with --quantize"
             )
+        # As many turns as the rows need, and all of a size.
+        num_slots = -(-len(rows) // -(-len(rows) // num_slots))
         return num_slots, 1 + int(num_slots * (own + of_prompt / samples)) + 2 * of_prompt + own
 
     @torch.inference_mode()
@@ -181,20 +182,19 @@ class Engine:
         self.new_slots.update(slots)
         own = [i for i, group in enumerate(groups) for _ in group.rows]
         states = [self.constraints.first[row.prompt.cut] for row in rows]
-        numbers = np.stack([uniform_numbers(self.seed, row.name, row.number, self.max_count) for row in rows])
+        row_keys = [row_key(self.seed, row.name, row.number) for row in rows]
         lengths = [len(row.prompt.ids) for row in rows]
-        at, of_prompt, first_states = to_device([slots, own, states], torch.int64, self.device)
+        at, of_prompt, first_states, keys = to_device([slots, own, states, row_keys], torch.int64, self.device)
         self.slots.prompt_lengths[at] = to_device(lengths, torch.int32, self.device)
         self.slots.counts[at] = 1
-        uniforms = to_device(numbers, torch.float32, self.device)
-        self.uniforms[at] = uniforms
-        chosen = self._choose(logits[of_prompt], uniforms[:, 0].contiguous(), first_states)
+        self.keys[at] = keys
+        chosen = self._choose(logits[of_prompt], keys, torch.zeros_like(keys), first_states)
         for kept, new in zip((self.slots.tokens, self.log_probs, self.states), chosen, strict=True):
             kept[at] = new
 
-    def _choose(self, logits: Tensor, uniforms: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _choose(self, logits: Tensor, keys: Tensor, counts: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a token a row; returns tokens, their log-probabilities, and the states that rows are in then."""
-        ids, log_probs = draw(self.constraints.mask(logits, states), uniforms, self.sampler)
+        ids, log_probs = draw(self.constraints.mask(logits, states), keys, counts, self.sampler)
         return ids, log_probs, self.constraints.after(states, ids)
 
     def _step(self, batch: int) -> None:
@@ -202,9 +202,7 @@ class Engine:
         slots = self.slots
         logits = self.decoder.decode(slots.tokens[:batch], self.cache.attend)
         counts = slots.counts[:batch]
-        at = counts.clamp(max=self.max_count - 1).long()
-        uniforms = self.uniforms[:batch].gather(1, at[:, None])[:, 0]
-        chosen = self._choose(logits, uniforms, self.states[:batch])
+        chosen = self._choose(logits, self.keys[:batch], counts, self.states[:batch])
         for kept, new in zip((slots.tokens, self.log_probs, self.states), chosen, strict=True):
             kept[:batch] = new
         counts += 1
@@ -259,7 +257,7 @@ class Engine:
             self.cache.move(sources, targets)
             moved = to_device([sources, targets], torch.int64, self.device)
             kept = (self.slots.prompt_lengths, self.slots.counts, self.slots.tokens)
-            for tensor in (*kept, self.states, self.log_probs, self.uniforms):
+            for tensor in (*kept, self.states, self.log_probs, self.keys):
                 tensor[moved[1]] = tensor[moved[0]]
             self.slots.prompt_lengths[moved[0]] = -1
             for source, target in zip(sources, targets, strict=True):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -16,7 +15,7 @@ from transformers import (
 
 from llama_code.evaluation.sampling.constraints import Constraints
 from llama_code.evaluation.sampling.draw import Sampler, draw
-from llama_code.evaluation.sampling.rows import Row, uniform_numbers
+from llama_code.evaluation.sampling.rows import Row, row_key
 from llama_code.evaluation.vocabulary import Vocabulary
 
 BATCH_SIZE = 64
@@ -30,15 +29,14 @@ class DrawnToken(LogitsProcessor):
         self.constraints, self.sampler = constraints, sampler
         device = constraints.allowed.device
         self.states = torch.tensor([constraints.first[row.prompt.cut] for row in rows], device=device)
-        count = rows[0].limits.max_new_tokens
-        numbers = np.stack([uniform_numbers(seed, row.name, row.number, count) for row in rows])
-        self.uniforms = iter(torch.from_numpy(numbers).to(device).t().contiguous())
+        self.keys = torch.tensor([row_key(seed, row.name, row.number) for row in rows], device=device)
         self.log_probs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return `(batch, vocab_size)` scores that leave each row one token."""
         scores = self.constraints.mask(scores, self.states)
-        ids, log_probs = draw(scores, next(self.uniforms), self.sampler)
+        counts = torch.full_like(self.states, len(self.log_probs))
+        ids, log_probs = draw(scores, self.keys, counts, self.sampler)
         self.states = self.constraints.after(self.states, ids)
         self.log_probs.append(log_probs)
         return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)

@@ -5,7 +5,6 @@ Both keep a slot a row. Prompts are read once; what their samples share is share
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +21,7 @@ def num_pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE)
 
 
-def to_device(values: Sequence | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copy numbers to a device without waiting for what it has to do."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

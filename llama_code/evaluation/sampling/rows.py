@@ -4,8 +4,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-import numpy as np
-
 from llama_code.evaluation.healing import HealedPrompt
 from llama_code.evaluation.vocabulary import Vocabulary
 
@@ -93,11 +91,7 @@ def rows_to_draw(
     return [Row(name, number, prompts[name], vocabulary, limits) for name in order for number in numbers[name]]
 
 
-def uniform_numbers(seed: int, name: str, number: int, count: int) -> np.ndarray:
-    """Return a row's random numbers, `(count,)` fp32 in [0, 1): its own, whatever it is drawn beside.
-
-    They are those of Philox (Salmon et al. 2011), whose key is a hash of the seed, the prompt's name and the number.
-    """
+def row_key(seed: int, name: str, number: int) -> int:
+    """Return what a row's random numbers are made of, in 64 bits: its own, whatever it is drawn beside."""
     text = f"{seed} {number} {name}".encode("utf-8", "surrogatepass")
-    key = int.from_bytes(blake2b(text, digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
