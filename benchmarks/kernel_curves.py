@@ -76,10 +76,10 @@ def measure(options: argparse.Namespace) -> None:
             size = f"m2, {STEPS} steps of {options.batch_tokens} tokens"
             record("kernel_curves", name, size, "loss, last 50 steps", ends[-1], "nats", run["device"])
             record("kernel_curves", name, size, "held-out", final[-1], "bits/byte", run["device"])
-    with open(CURVES, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["batch_tokens", "kernels", "step", "loss"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            with open(CURVES, "w", newline="") as file:
+                writer = csv.DictWriter(file, ["batch_tokens", "kernels", "step", "loss"], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def plot() -> None:
