@@ -8,10 +8,12 @@ from eval_tiny import PROMPTS, tiny_model
 from test_sampling import draw_all
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from llama_code.evaluation.healing import HealedPrompt
+from llama_code.evaluation.healing import HealedPrompt, heal
 from llama_code.evaluation.sampling import Limits, Sampler, draw_samples, engine, has_llama_layers
+from llama_code.evaluation.sampling.engine import Engine
 from llama_code.evaluation.sampling.key_value_caches import PAGE, PagedCache, num_pages
 from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder
+from llama_code.evaluation.sampling.rows import rows_to_draw
 from llama_code.evaluation.vocabulary import Vocabulary
 
 GREEDY = Sampler(temperature=0)
@@ -139,3 +141,13 @@ def test_what_the_engine_takes(vocabulary):
     assert has_llama_layers(model)
     model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert not has_llama_layers(model)
+
+
+def test_every_token_is_told(model, vocabulary):
+    told = []
+    limits = Limits(9, ("1",), frozenset(vocabulary.end_ids))
+    numbers = dict.fromkeys(PROMPTS, range(2))
+    prompts = {name: heal(vocabulary, text) for name, text in PROMPTS.items()}
+    rows = rows_to_draw(prompts, numbers, vocabulary, limits)
+    done = list(Engine(model, vocabulary, rows, Sampler(), 0, 5, on_tokens=told.append).run())
+    assert sum(told) == sum(len(row.ids) for row in done) > 0 and len(done) == 12

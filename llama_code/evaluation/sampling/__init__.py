@@ -148,20 +148,20 @@ def draw_samples(
         if not rows:
             return
         arguments = model, vocabulary, rows, sampler, seed, batch_size
-        finished = Engine(*arguments).run() if has_llama_layers(model) else generate_rows(*arguments)
-        num_tokens = 0
-        with tqdm(total=len(rows), desc="sampling", unit="sample") as progress:
-            for row in finished:
-                num_tokens += len(row.ids)
+        # As many tokens as there can be; what is not drawn of a row is taken off when it is done.
+        with tqdm(total=len(rows) * limits.max_new_tokens, desc="sampling", unit="token", unit_scale=True) as progress:
+            if has_llama_layers(model):
+                finished = Engine(*arguments, on_tokens=progress.update).run()
+            else:
+                finished = generate_rows(*arguments, on_tokens=progress.update)
+            for count, row in enumerate(finished, start=1):
                 if row.log_probs and row.log_probs[-1] != row.log_probs[-1]:
                     raise UserError(
                         f"the log-probabilities of {row.name} came out as NaN: the model's weights are not finite; "
                         "give another checkpoint"
                     )
                 yield row.sample()
-                progress.set_postfix_str(
-                    f"{num_tokens / progress.format_dict['elapsed']:,.0f} tokens/s", refresh=False
-                )
-                progress.update()
+                progress.total -= limits.max_new_tokens - len(row.ids)
+                progress.set_postfix_str(f"{count:,} of {len(rows):,} samples", refresh=False)
 
     return drawn()

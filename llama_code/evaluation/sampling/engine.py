@@ -6,7 +6,7 @@ under way: a row that has ended leaves, and the next in line takes its slot.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,11 @@ class Engine:
         sampler: Sampler,
         seed: int,
         batch_size: int | None,
+        on_tokens: Callable[[int], object],
     ) -> None:
         """Set up for these rows, of which at most `batch_size` are in work at once; None for what fits.
+
+        `on_tokens` is told how many tokens were drawn, now and then.
 
         Raises:
             UserError: not one row fits the GPU's memory.
@@ -87,7 +90,7 @@ class Engine:
         self.device = self.decoder.device
         self.is_cuda = self.device.type == "cuda"
         self.num_steps = GPU_STEPS if self.is_cuda else 1
-        self.sampler, self.seed = sampler, seed
+        self.sampler, self.seed, self.on_tokens = sampler, seed, on_tokens
         self.waiting = deque(rows)
         self.max_count = rows[0].limits.max_new_tokens
         vocab_size = self.decoder.head.weight.shape[0]
@@ -274,11 +277,13 @@ class Engine:
             window.arrived.synchronize()
         ids, log_probs = window.ids.t().tolist(), window.log_probs.t().tolist()
         done: list[Row] = []
+        num_new = 0
         for slot, row, is_new in window.rows:
             if not row.is_done:  # it may have ended in the window before
-                row.add(ids[slot][not is_new :], log_probs[slot][not is_new :])
+                num_new += row.add(ids[slot][not is_new :], log_probs[slot][not is_new :])
                 if row.is_done:
                     done.append(row)
+        self.on_tokens(num_new)
         left = [slot for slot, row in self.live.items() if row.is_done]
         for slot in left:
             group = self.groups.pop(slot)

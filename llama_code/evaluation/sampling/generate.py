@@ -1,6 +1,6 @@
 """Completions from any other causal language model, in left-padded batches through transformers' generate()."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,16 +45,14 @@ class DrawnToken(LogitsProcessor):
 class RowsAreDone(StoppingCriteria):
     """Ends each row where it ends."""
 
-    def __init__(self, rows: Sequence[Row], drawn: DrawnToken) -> None:
+    def __init__(self, rows: Sequence[Row], drawn: DrawnToken, on_tokens: Callable[[int], object]) -> None:
         """For one call of generate() with these rows."""
-        self.rows, self.drawn = rows, drawn
+        self.rows, self.drawn, self.on_tokens = rows, drawn, on_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return `(batch,)` bool, true for the rows that have ended."""
         newest = zip(self.rows, input_ids[:, -1].tolist(), self.drawn.log_probs[-1].tolist(), strict=True)
-        for row, token, log_prob in newest:
-            if not row.is_done:
-                row.add([token], [log_prob])
+        self.on_tokens(sum(row.add([token], [log_prob]) for row, token, log_prob in newest if not row.is_done))
         return torch.tensor([row.is_done for row in self.rows], device=input_ids.device)
 
 
@@ -66,8 +64,9 @@ def generate_rows(
     sampler: Sampler,
     seed: int,
     batch_size: int | None,
+    on_tokens: Callable[[int], object],
 ) -> Iterator[Row]:
-    """Yield rows as their batch is done."""
+    """Yield rows as their batch is done; `on_tokens` is told how many tokens each step has drawn."""
     size = batch_size or BATCH_SIZE
     cuts = {row.prompt.cut for row in rows}
     constraints = Constraints(vocabulary, cuts, model.get_output_embeddings().weight.shape[0], model.device)
@@ -82,7 +81,7 @@ def generate_rows(
             attention_mask=torch.tensor(masks, device=model.device),
             generation_config=_neutral_config(batch[0]),
             logits_processor=LogitsProcessorList([drawn]),
-            stopping_criteria=StoppingCriteriaList([RowsAreDone(batch, drawn)]),
+            stopping_criteria=StoppingCriteriaList([RowsAreDone(batch, drawn, on_tokens)]),
         )
         yield from batch
 

@@ -52,8 +52,8 @@ class Row:
         self.bytes = bytearray()
         self.is_done = False
 
-    def add(self, ids: Sequence[int], log_probs: Sequence[float]) -> None:
-        """Take the next tokens; those beyond the end are left out."""
+    def add(self, ids: Sequence[int], log_probs: Sequence[float]) -> int:
+        """Take the next tokens, without those beyond the end; returns how many were taken."""
         limits = self.limits
         num_left = limits.max_new_tokens - len(self.ids)
         end = next((i for i, token in enumerate(ids) if token in limits.end_ids), len(ids))
@@ -67,6 +67,7 @@ class Row:
             text = stop.encode()
             first = max(len(self.prompt.cut), len(self.bytes) - len(new) - len(text) + 1)
             self.is_done = self.is_done or self.bytes.find(text, first) >= 0
+        return num_new
 
     def sample(self) -> Sample:
         """The completion as it is."""
