@@ -7,6 +7,7 @@ from torch import Tensor
 
 from llama_code.evaluation.sampling.draw_kernel import launch_mask
 from llama_code.evaluation.vocabulary import Vocabulary
+from llama_code.modeling.triton_support import triton
 
 
 class Constraints:
@@ -36,7 +37,7 @@ class Constraints:
 
     def mask(self, logits: Tensor, states: Tensor) -> Tensor:
         """Return `(batch, vocab_size)` logits with -inf for what is not allowed in a row's state, `(batch,)` int64."""
-        if logits.is_cuda:
+        if logits.is_cuda and triton is not None:
             return launch_mask(logits, states, self.allowed)
         return logits.masked_fill(~self.allowed[states], -torch.inf) if states.any() else logits
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llama_code.evaluation.sampling.draw_kernel import launch_draw
+from llama_code.modeling.triton_support import triton
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -47,7 +48,7 @@ def draw(logits: Tensor, keys: Tensor, counts: Tensor, sampler: Sampler) -> tupl
         Ids, `(batch,)` int64, and their natural log-probabilities in the model's own distribution over the tokens that
         were allowed, `(batch,)` fp32, before temperature and cut.
     """
-    if logits.is_cuda:
+    if logits.is_cuda and triton is not None:
         return launch_draw(logits, keys, counts, *sampler)
     scores = logits.float()
     scores = scores - scores.amax(-1, keepdim=True)

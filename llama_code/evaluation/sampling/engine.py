@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from llama_code.errors import UserError
 from llama_code.evaluation.sampling.constraints import Constraints
 from llama_code.evaluation.sampling.draw import Sampler, draw
-from llama_code.evaluation.sampling.key_value_caches import DenseCache, PagedCache, Slots, num_pages, to_device
-from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder
+from llama_code.evaluation.sampling.key_value_caches import DenseCache, PagedCache, Slots, num_pages
+from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder, to_device
 from llama_code.evaluation.sampling.paged_attention import PAGE
 from llama_code.evaluation.sampling.rows import Row, row_key
 from llama_code.evaluation.vocabulary import Vocabulary
+from llama_code.modeling.triton_support import triton
 
 MAX_ROWS = 4096
 CPU_ROWS = 64
@@ -88,20 +89,21 @@ class Engine:
         """
         self.decoder = LlamaDecoder(model)
         self.device = self.decoder.device
-        self.is_cuda = self.device.type == "cuda"
-        self.num_steps = GPU_STEPS if self.is_cuda else 1
+        # What a GPU can do that has Triton: graphs over pages, and steps ahead of the host.
+        self.is_paged = self.device.type == "cuda" and triton is not None
+        self.num_steps = GPU_STEPS if self.is_paged else 1
         self.sampler, self.seed, self.on_tokens = sampler, seed, on_tokens
         self.waiting = deque(rows)
         self.max_count = rows[0].limits.max_new_tokens
         vocab_size = self.decoder.head.weight.shape[0]
         longest = max(len(row.prompt.ids) for row in rows)
-        num_slots = min(batch_size or (MAX_ROWS if self.is_cuda else CPU_ROWS), len(rows))
+        num_slots = min(batch_size or (MAX_ROWS if self.is_paged else CPU_ROWS), len(rows))
         pages = 0
-        if self.is_cuda:
+        if self.is_paged:
             num_slots, pages = self._fitting(rows, num_slots, longest, vocab_size)
         self.slots = Slots(num_slots, self.max_count, self.device)
         self.cache: PagedCache | DenseCache
-        if self.is_cuda:
+        if self.is_paged:
             self.cache = PagedCache(self.decoder, self.slots, pages, longest)
         else:
             self.cache = DenseCache(self.decoder, self.slots, longest)
@@ -113,7 +115,7 @@ class Engine:
         self.groups: dict[int, Group] = {}
         self.new_slots: set[int] = set()
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        self.graph_pool = torch.cuda.graph_pool_handle() if self.is_cuda else None
+        self.graph_pool = torch.cuda.graph_pool_handle() if self.is_paged else None
 
     def _fitting(self, rows: Sequence[Row], most: int, longest: int, vocab_size: int) -> tuple[int, int]:
         """Return how many slots and pages fit the GPU."""
@@ -148,7 +150,7 @@ class Engine:
             if self.live:
                 pending.append(self._start_window())
             # A GPU is given the next steps before the last are looked at.
-            if pending and (len(pending) > self.is_cuda or not self.live):
+            if pending and (len(pending) > self.is_paged or not self.live):
                 yield from self._finish_window(pending.popleft())
 
     def _admit(self) -> None:
@@ -189,7 +191,7 @@ class Engine:
         lengths = [len(row.prompt.ids) for row in rows]
         at, of_prompt, first_states, keys = to_device([slots, own, states, row_keys], torch.int64, self.device)
         self.slots.prompt_lengths[at] = to_device(lengths, torch.int32, self.device)
-        self.slots.counts[at] = 1
+        self.slots.counts.index_fill_(0, at, 1)
         self.keys[at] = keys
         chosen = self._choose(logits[of_prompt], keys, torch.zeros_like(keys), first_states)
         for kept, new in zip((self.slots.tokens, self.log_probs, self.states), chosen, strict=True):
@@ -230,14 +232,14 @@ class Engine:
         ids = torch.empty(num, batch, dtype=torch.int64, device=self.device)
         log_probs = torch.empty(num, batch, device=self.device)
         for step in range(num):
-            if step and self.is_cuda:
+            if step and self.is_paged:
                 self._run_step(batch)
             elif step:
                 self._step(batch)
             ids[step], log_probs[step] = slots.tokens[:batch], self.log_probs[:batch]
         rows = [(slot, row, slot in self.new_slots) for slot, row in self.live.items()]
         self.new_slots.clear()
-        if not self.is_cuda:
+        if not self.is_paged:
             return Window(rows, ids, log_probs, None)
         host_ids, host_log_probs = (torch.empty_like(x, device="cpu", pin_memory=True) for x in (ids, log_probs))
         host_ids.copy_(ids, non_blocking=True)
@@ -248,9 +250,9 @@ class Engine:
 
     def _close_up(self) -> int:
         """Move rows to the first slots where that makes the batch smaller; returns its size."""
-        batch = len(self.slots.tokens) if self.is_cuda else len(self.live)
+        batch = len(self.slots.tokens) if self.is_paged else len(self.live)
         # A graph for each half: a batch of a size that was not seen before costs a step without one.
-        while self.is_cuda and -(-batch // 2) >= len(self.live):
+        while self.is_paged and -(-batch // 2) >= len(self.live):
             batch = -(-batch // 2)
             if batch == 1:
                 break
@@ -262,7 +264,7 @@ class Engine:
             kept = (self.slots.prompt_lengths, self.slots.counts, self.slots.tokens)
             for tensor in (*kept, self.states, self.log_probs, self.keys):
                 tensor[moved[1]] = tensor[moved[0]]
-            self.slots.prompt_lengths[moved[0]] = -1
+            self.slots.prompt_lengths.index_fill_(0, moved[0], -1)
             for source, target in zip(sources, targets, strict=True):
                 self.live[target] = self.live.pop(source)
                 self.groups[target] = self.groups.pop(source)
@@ -293,5 +295,5 @@ class Engine:
             if not group.num_left:
                 self.cache.release_prompt(group.prompt)
         if left:
-            self.slots.prompt_lengths[to_device(left, torch.int64, self.device)] = -1
+            self.slots.prompt_lengths.index_fill_(0, to_device(left, torch.int64, self.device), -1)
         yield from done

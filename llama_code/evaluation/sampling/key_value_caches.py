@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder
+from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder, to_device
 from llama_code.evaluation.sampling.paged_attention import PAGE, paged_attention
 from llama_code.modeling.modeling_llama_code import apply_rotary_pos_emb
 
@@ -19,12 +19,6 @@ KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 def num_pages(num_tokens: int) -> int:
     """Pages that so many tokens need."""
     return -(-num_tokens // PAGE)
-
-
-def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copy numbers to a device without waiting for what it has to do."""
-    tensor = torch.tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Slots:

@@ -24,6 +24,12 @@ def has_llama_layers(model: PreTrainedModel) -> bool:
     return config.model_type in MODEL_TYPES and config.rope_parameters["rope_type"] not in CHANGING_ROPE
 
 
+def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copy numbers to a device without waiting for what it has to do."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class LlamaDecoder:
     """A model seen as prefill and decoding step.
 
@@ -70,13 +76,14 @@ class LlamaDecoder:
             The logits of what follows each, `(num_prompts, vocab_size)`, and each layer's keys and values, each
             `(num_prompts, num_key_value_heads, longest prompt, head_dim)`, of which the first tokens are a prompt's.
         """
-        lengths = torch.tensor([len(ids) for ids in prompts])
+        longest = max(map(len, prompts))
         # Padding stands on the right, where causal attention keeps it out of sight: no mask is needed.
-        padded = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+        padded = [[*ids, *[0] * (longest - len(ids))] for ids in prompts]
+        ids = to_device(padded, torch.int64, self.device)
         cache = DynamicCache(config=self.model.config)
-        states = self.decoder(input_ids=padded.to(self.device), past_key_values=cache, use_cache=True)[0]
-        rows = torch.arange(len(prompts), device=self.device)
-        logits = self.head(states[rows, (lengths - 1).to(self.device)])
+        states = self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)[0]
+        last = to_device([len(ids) - 1 for ids in prompts], torch.int64, self.device)
+        logits = self.head(states[torch.arange(len(prompts), device=self.device), last])
         return logits, [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]
 
     def decode(self, tokens: Tensor, attend: Attend) -> Tensor:
