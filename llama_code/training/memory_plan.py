@@ -313,7 +313,7 @@ def budget_bytes(memory_budget: str, card: float) -> float:
         UserError: the budget is no number, or more than the card has.
     """
     if memory_budget == "auto":
-        return card - RESERVED_GIB * GIB
+        return max(card - RESERVED_GIB * GIB, 0.0)
     try:
         budget = float(memory_budget) * GIB
     except ValueError:
