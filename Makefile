@@ -52,10 +52,12 @@ endif
 
 # torchao and, on CPUs with bf16, bitsandbytes print when transformers finds and imports them, so they lie apart, where
 # only the tests that want them look.
-# Tests run in a process for each core, a file's in one, each with one thread.
+# Tests run in a process for each core, a file's in one, each with one thread; but the judge's alone, which compare the
+# machine's processes and temporary files before and after.
 test: export OMP_NUM_THREADS := 1
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/judge
+	$(BIN)/python -m pytest tests/judge
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchao torchao==0.18.0
 	PYTHONPATH=$(VENV)/torchao $(BIN)/python -m pytest tests/training/test_low_bit.py tests/evaluation/test_quantized.py
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bitsandbytes bitsandbytes==0.50.2
