@@ -59,9 +59,9 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/judge
 	$(BIN)/python -m pytest tests/judge
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchao torchao==0.18.0
-	PYTHONPATH=$(VENV)/torchao $(BIN)/python -m pytest tests/training/test_low_bit.py tests/evaluation/test_quantized.py
+	PYTHONPATH=$(VENV)/torchao $(BIN)/python -m pytest -n auto tests/training/test_low_bit.py tests/evaluation/test_quantized.py
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bitsandbytes bitsandbytes==0.50.2
-	PYTHONPATH=$(VENV)/bitsandbytes $(BIN)/python -m pytest tests/training/test_peft.py tests/evaluation/test_quantized.py -k "qlora or nf4"
+	PYTHONPATH=$(VENV)/bitsandbytes $(BIN)/python -m pytest -n auto tests/training/test_peft.py tests/evaluation/test_quantized.py -k "qlora or nf4"
 
 style: install
 	$(BIN)/ruff check .
