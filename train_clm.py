@@ -51,8 +51,23 @@ logger = logging.getLogger("train_clm")
 
 
 def main() -> None:
-    """Train, measure, save."""
+    """Train, and say in a sentence where memory was not enough."""
     run = parse_run(sys.argv[1:], ROOT / "recipes")
+    try:
+        train(run)
+    except torch.OutOfMemoryError as error:
+        allocated, reserved = (
+            peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
+        )
+        raise UserError(
+            f"--memory_budget {run.arguments.memory_budget} was not enough, with {allocated:.1f} GiB allocated and "
+            f"{reserved:.1f} reserved at most; free what others hold of the GPU, or give --gradient_checkpointing "
+            "true or a smaller --per_device_train_batch_size"
+        ) from error
+
+
+def train(run: Run) -> None:
+    """Train, measure, save."""
     arguments = run.training_arguments
     if run.arguments.plan:
         assert run.memory is not None
@@ -106,17 +121,7 @@ def main() -> None:
 
     start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
-    try:
-        result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    except torch.OutOfMemoryError as error:
-        allocated, reserved = (
-            peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
-        )
-        raise UserError(
-            f"--memory_budget {run.arguments.memory_budget} was not enough, with {allocated:.1f} GiB allocated and "
-            f"{reserved:.1f} reserved at most; free what others hold of the GPU, or give --gradient_checkpointing "
-            "true or a smaller --per_device_train_batch_size"
-        ) from error
+    result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     seconds = time.perf_counter() - started - trainer.evaluation_seconds
     final = trainer.evaluate()
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)

@@ -151,8 +151,9 @@ def _add_rounded(total: torch.Tensor, x: torch.Tensor, seed: torch.Tensor) -> No
     bits = torch.arange(len(total), device=total.device, dtype=torch.int32) ^ seed
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
         bits = (bits ^ ((bits >> shift) & (2 ** (32 - shift) - 1))) * factor
-    sums = (total.float() + x.float()).view(torch.int32) + ((bits >> 16) & 0xFFFF)
-    total.copy_((sums & -0x10000).view(torch.float32))
+    sums = total.float() + x.float()
+    rounded = ((sums.view(torch.int32) + ((bits >> 16) & 0xFFFF)) & -0x10000).view(torch.float32)
+    total.copy_(torch.where(sums.isfinite(), rounded, sums))  # a NaN's bits could carry over into the sign
 
 
 def _save_for_backward(ctx, inputs, output) -> None:

@@ -17,7 +17,7 @@ from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
 from llama_code.modeling.fp8_linear import ALIGNMENT, fp8_obstacle
 from llama_code.modeling.kernels import REFERENCE
-from llama_code.training.adapters import QLORA, Adapters, check_adapters
+from llama_code.training.adapters import QLORA, Adapters, check_adapters, check_resumed_adapters
 from llama_code.training.batches import BatchPlan, plan_batches
 from llama_code.training.memory_plan import (
     BYTES,
@@ -159,6 +159,8 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
             f"--resume_from_checkpoint {resumed_from!r} is no folder with a {TRAINER_STATE_NAME}; "
             "name a checkpoint-N folder of an earlier run"
         )
+    if resumed_from is not None:
+        check_resumed_adapters(resumed_from, adapters)
     config = read_config(folder, repr(str(folder / "config.json")), "correct it")
     asked = _is_given("--batch-tokens", argv)
     return _decide(folder.name, config, arguments, adapters, values, batch_tokens_asked=asked)

@@ -3,6 +3,7 @@
 The figures were compared with peaks measured on an H100 (docs/memory.md).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -99,7 +100,8 @@ class MemoryPlan:
         listed = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts if getattr(self, name))
         recomputed = f"{self.recomputed_layers} layers recomputed" if self.recomputed_layers else "nothing recomputed"
         peak = f"peak {self.peak / GIB:.1f} GiB with {self.micro_batch_rows} row(s) a forward pass"
-        return [f"memory in GiB: {listed}", f"{peak}, {recomputed}"]
+        reserved = f"{self.needed / GIB:.1f} GiB with what the allocator holds between blocks"
+        return [f"memory in GiB: {listed}", f"{peak}, {recomputed}; {reserved}"]
 
 
 def plan_memory(
@@ -272,7 +274,7 @@ def choose_plan(
 
 
 def _card_gib(needed: float) -> str:
-    return f"{needed / GIB + RESERVED_GIB:.0f}"
+    return f"{math.ceil(needed / GIB + RESERVED_GIB)}"
 
 
 def _cost(plan: MemoryPlan, num_layers: int, row_length: int) -> float:

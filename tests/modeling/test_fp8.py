@@ -148,10 +148,10 @@ def test_sums_are_right_in_the_mean() -> None:
 
 
 def test_exact_sums_stay_exact() -> None:
-    total = torch.tensor([1.0, -2.0, 0.0, float("inf")], device=DEVICE, dtype=torch.bfloat16)
+    total = torch.tensor([1.0, -2.0, 0.0, float("inf"), float("nan")], device=DEVICE, dtype=torch.bfloat16)
     with torch.compiler.set_stance("force_eager"):
-        add_rounded(total, torch.tensor([1.0, 2.0, 0.0, 1.0], device=DEVICE, dtype=torch.bfloat16))
-    assert total.tolist() == [2.0, 0.0, 0.0, float("inf")]
+        add_rounded(total, torch.tensor([1.0, 2.0, 0.0, 1.0, 1.0], device=DEVICE, dtype=torch.bfloat16))
+    assert total[:4].tolist() == [2.0, 0.0, 0.0, float("inf")] and total[4].isnan()
 
 
 def test_what_fp8_cannot_take() -> None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -107,7 +108,11 @@ def four_bits(model: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_comes_to_the_same(
-    peft_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    peft_argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
 ) -> None:
     """With dropout, whose random numbers go on where they were."""
     options = [*peft_argv, method, "--lora_dropout", "0.1", "--save_strategy", "steps", "--save_steps", "20"]
@@ -123,6 +128,19 @@ def test_a_resumed_run_comes_to_the_same(
         assert ours.keys() == theirs.keys()
         for name, weight in ours.items():
             assert torch.equal(weight, theirs[name]), name
+    for wrong, message in (
+        (["--lora_r", "8"], "was trained with --lora_r 4, and the run has 8; give the same"),
+        (["--lora_alpha", "99"], "was trained with --lora_alpha 8, and the run has 99"),
+        (["--lora_dropout", "0.2"], "was trained with --lora_dropout 0.1, and the run has 0.2"),
+        (["--lora_targets", "q_proj"], "was trained with --lora_targets .*, and the run has .*'q_proj'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, [*options, *resumed, *wrong])
+        assert re.search(message, capsys.readouterr().err)
+    without = peft_argv[:-5] + options[len(peft_argv) + 3 :]
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, [*without, *resumed])
+    assert "holds adapters, and the run trains none; give or leave out --peft" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)
