@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers.training_args import OptimizerNames
 
 import llama_code.modeling  # noqa: F401  (registers the models)
 from llama_code.data.options import written
@@ -25,8 +26,10 @@ from llama_code.errors import UserError, run_script
 from llama_code.training.adapters import PACKAGES, QLORA, base_model, merged_model
 from llama_code.training.arguments import Run, parse_run
 from llama_code.training.compiled import attention_name
-from llama_code.training.memory_plan import EIGHT_BITS, GIB, budget_bytes, num_parameters
-from llama_code.training.model import build_model
+from llama_code.training.memory_plan import GIB, budget_bytes, num_parameters
+from llama_code.training.model import build_model, check_model
+from llama_code.training.optimizers import check_installed, state_remark
+from llama_code.training.resume import FROZEN, SaveSettings, check_frozen_weights, frozen_weights
 from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
 from llama_code.training.run_record import (
     RECORDED_PACKAGES,
@@ -70,18 +73,15 @@ def train(run: Run) -> None:
     """Train, measure, save."""
     arguments = run.training_arguments
     if run.arguments.plan:
-        assert run.memory is not None
-        passes = f"{run.plan.micro_batch_rows} row(s) x {run.plan.gradient_accumulation_steps} a step"
-        print("\n".join([f"{run.size}: {passes}", *adapter_lines(run), *run.memory.lines()]))
+        check_model(run)
+        print("\n".join([plan_title(run), *memory_lines(run)]))
         return
     if run.arguments.peft == QLORA and find_spec("bitsandbytes") is None:
         raise UserError("--peft qlora needs bitsandbytes, which is not installed; pip install bitsandbytes")
-    if arguments.optim == EIGHT_BITS and find_spec("torchao") is None:
-        raise UserError(f"--optim {EIGHT_BITS} needs torchao, which is not installed; pip install torchao")
+    check_installed(OptimizerNames(arguments.optim).value)
     if run.memory is not None:
         # a plan that was wrong ends here instead of taking what others were promised
-        total = torch.cuda.get_device_properties(arguments.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(budget_bytes(run.arguments.memory_budget, total) / total)
+        torch.cuda.set_per_process_memory_fraction(budget_bytes(run.arguments.memory_budget, run.card) / run.card)
     is_main = arguments.process_index == 0
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -92,12 +92,14 @@ def train(run: Run) -> None:
     model = build_model(run)
     base = base_model(model)
     kernels = base.kernels
+    frozen = frozen_weights(model)
+    check_frozen_weights(arguments.resume_from_checkpoint, frozen, run.arguments.model_name_or_path)
     with arguments.main_process_first(desc="data preparation"):
         data = streamed_data(run, tokenizer) if run.arguments.streaming else prepared_data(run, tokenizer)
 
     count = num_parameters(run.config)
-    trained, frozen = (count, 0) if run.adapters is None else (run.adapters.num_parameters(run.config), count)
-    flops = flops_per_token(run.config, trained, run.row_length, num_frozen=frozen)
+    trained, num_frozen = (count, 0) if run.adapters is None else (run.adapters.num_parameters(run.config), count)
+    flops = flops_per_token(run.config, trained, run.row_length, num_frozen=num_frozen)
     peak, peak_source = peak_flops(arguments.device)
     if isinstance(data, StreamedData):
         rows: RunRows | StreamedRows = data.train
@@ -114,6 +116,7 @@ def train(run: Run) -> None:
         z_loss=run.arguments.z_loss,
         processing_class=tokenizer,
     )
+    trainer.add_callback(SaveSettings({**run.shared, FROZEN: frozen}))
     if isinstance(rows, StreamedRows):
         trainer.add_callback(SaveStream(trainer, rows, run.plan.batch_rows))
     log_plan(run, count, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
@@ -238,13 +241,27 @@ def recipe_record(run: Run, kernels: str) -> dict:
     }
 
 
-def adapter_lines(run: Run) -> list[str]:
-    """What is trained, where it is not the weights themselves, as people read it."""
-    if run.adapters is None:
-        return []
-    count, adapters = run.adapters.num_parameters(run.config), run.adapters
-    targets = ", ".join(adapters.targets)
-    return [f"{adapters.method}: {count:,} parameters are trained, of rank {adapters.r} beside {targets}"]
+def plan_title(run: Run) -> str:
+    """The steps that --plan is for."""
+    plan, tokens = run.plan, run.arguments.train_tokens
+    passes = f"{plan.gradient_accumulation_steps} pass(es) of {plan.micro_batch_rows} row(s)"
+    steps = f"{plan.num_steps:,} steps of {plan.batch_rows * run.row_length:,}, each {passes}"
+    return f"{run.size}, {tokens:,} tokens (--train_tokens plans another number): {steps}"
+
+
+def memory_lines(run: Run) -> list[str]:
+    """What is trained, where it is not the weights themselves, and what a GPU keeps, as people read it."""
+    lines = []
+    if run.adapters is not None:
+        count, adapters = run.adapters.num_parameters(run.config), run.adapters
+        targets = ", ".join(adapters.targets)
+        lines += [f"{adapters.method}: {count:,} parameters are trained, of rank {adapters.r} beside {targets}"]
+    if run.memory is not None:
+        budget = budget_bytes(run.arguments.memory_budget, run.card) / GIB
+        card = run.arguments.gpu or device_name(run.training_arguments.device)
+        lines += [f"card {card}: {run.card / GIB:.1f} GiB, of which the run may use {budget:.1f}", *run.memory.lines()]
+        lines += state_remark(OptimizerNames(run.training_arguments.optim).value)
+    return lines
 
 
 def log_plan(run: Run, num_parameters: int, rows: RunRows | StreamedRows, device: str, peak: str) -> None:
@@ -260,7 +277,7 @@ def log_plan(run: Run, num_parameters: int, rows: RunRows | StreamedRows, device
     )
     if plan.remark:
         logger.info(f"  {plan.remark}")
-    for line in [*adapter_lines(run), *(run.memory.lines() if run.memory is not None else [])]:
+    for line in memory_lines(run):
         logger.info(f"  {line}")
     if rows.num_passes > 1:
         logger.warning(f"  the data has fewer tokens than the run: it is gone through {rows.num_passes:.2f} times")

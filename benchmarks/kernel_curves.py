@@ -1,11 +1,14 @@
 """The same run with the reference's and with the fused kernels, in fp32 and in bf16: do their losses stay together?
 
     python benchmarks/kernel_curves.py [--batch_tokens 32768] [--runs "reference, fp32" "fused, bf16" ...]
+    python benchmarks/kernel_curves.py --from_trained
     python benchmarks/kernel_curves.py --plot
 
 The first command needs a GPU; it writes its curves to kernel_curves.csv beside this script, in place of earlier ones
-of the same batch and kind. The second draws all into docs/. 300 steps of m2 on the Python of the machine, at the
-recipe's learning rate; the recipe's batch of 131,072 tokens takes a quarter of an hour in fp32.
+of the same batch, start, data and kind. 300 steps of m2 on the Python of the machine, at the recipe's learning rate;
+the recipe's batch of 131,072 tokens takes a quarter of an hour in fp32. From new weights all of them lie on a plateau
+for 100 steps, and chance decides when one leaves it; the second command trains all from the weights of one run of
+fused kernels in bf16, past the plateau, on rows in another order. The third draws all into docs/.
 """
 
 import argparse
@@ -41,29 +44,30 @@ RUNS = {
 }
 
 
-def train(arguments: list[str], options: argparse.Namespace, folder: Path) -> tuple[list[dict], dict]:
-    """Train; return the logged losses by step, and what run.json says."""
+def train(arguments: list[str], options: argparse.Namespace, folder: Path) -> tuple[list[float], dict]:
+    """Train; return the mean losses of each five steps, and what run.json says."""
     command = [sys.executable, "train_clm.py", "--config", "m2", "--dataset", options.dataset]
     command += ["--batch_tokens", str(options.batch_tokens), "--train_tokens", str(STEPS * options.batch_tokens)]
     command += ["--per_device_train_batch_size", "4", "--logging_steps", "5", "--save_strategy", "no"]
     command += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", str(folder), *arguments]
     run = subprocess.run(command, cwd=CURVES.parents[1], stdout=subprocess.PIPE, text=True, check=True)
     logs = [ast.literal_eval(line) for line in run.stdout.splitlines() if line.startswith("{'loss'")]
-    return logs, json.loads((folder / "run.json").read_text())
+    return [float(log["loss"]) for log in logs], json.loads((folder / "run.json").read_text())
 
 
 def measure(options: argparse.Namespace) -> None:
     """Train once a kind of kernel and dtype; write the curves and print how far they end from each other."""
-    with open(CURVES, newline="") as file:
-        is_new = {(str(options.batch_tokens), name) for name in options.runs}
-        rows = [row for row in csv.DictReader(file) if (row["batch_tokens"], row["kernels"]) not in is_new]
+    start_name = "trained" if options.from_trained else "new"
+    data = Path(options.dataset).name
+    setting = {"batch_tokens": str(options.batch_tokens), "start": start_name, "data": data}
     ends, final = [], []
     with tempfile.TemporaryDirectory() as folder:
+        start = []
+        if options.from_trained:
+            train([*RUNS["fused, bf16"], "--seed", "1"], options, Path(folder) / "start")
+            start = ["--model_name_or_path", str(Path(folder) / "start")]
         for name in options.runs:
-            logs, run = train(RUNS[name], options, Path(folder) / name.replace(", ", "-"))
-            losses = [float(log["loss"]) for log in logs]
-            names = {"batch_tokens": str(options.batch_tokens), "kernels": name}
-            rows += [{**names, "step": str(5 * (i + 1)), "loss": str(loss)} for i, loss in enumerate(losses)]
+            losses, run = train([*RUNS[name], *start], options, Path(folder) / name.replace(", ", "-"))
             ends.append(sum(losses[-10:]) / 10)
             final.append(run["final"]["bits_per_byte"])
             print(
@@ -73,13 +77,21 @@ def measure(options: argparse.Namespace) -> None:
                 f"  against the first {ends[-1] / ends[0] - 1:+.3%}, held-out {final[-1] / final[0] - 1:+.3%}",
                 flush=True,
             )
-            size = f"m2, {STEPS} steps of {options.batch_tokens} tokens"
+            size = f"m2, {STEPS} steps of {options.batch_tokens} tokens from {start_name} weights"
             record("kernel_curves", name, size, "loss, last 50 steps", ends[-1], "nats", run["device"])
             record("kernel_curves", name, size, "held-out", final[-1], "bits/byte", run["device"])
-            with open(CURVES, "w", newline="") as file:
-                writer = csv.DictWriter(file, ["batch_tokens", "kernels", "step", "loss"], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write({**setting, "kernels": name}, losses)
+
+
+def write(names: dict[str, str], losses: list[float]) -> None:
+    """Write a curve in place of an earlier one of the same names."""
+    with open(CURVES, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not names.items() <= row.items()]
+    rows += [{**names, "step": str(5 * (i + 1)), "loss": str(loss)} for i, loss in enumerate(losses)]
+    with open(CURVES, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*names, "step", "loss"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def plot() -> None:
@@ -88,20 +100,21 @@ def plot() -> None:
 
     with open(CURVES, newline="") as file:
         rows = list(csv.DictReader(file))
-    batches = list(dict.fromkeys(row["batch_tokens"] for row in rows))
-    figure, axes = plt.subplots(2, len(batches), sharex=True, sharey="row", figsize=(11, 6), layout="constrained")
-    for (above, below), batch in zip(axes.T, batches, strict=True):
+    settings = list(dict.fromkeys((row["batch_tokens"], row["start"], row["data"]) for row in rows))
+    size = {"sharex": True, "sharey": "row", "figsize": (5.5 * len(settings), 7), "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(settings), squeeze=False, **size)
+    for (above, below), (batch, start, data) in zip(axes.T, settings, strict=True):
         curves: dict[str, dict[int, float]] = {}
         for row in rows:
-            if row["batch_tokens"] == batch:
+            if (row["batch_tokens"], row["start"], row["data"]) == (batch, start, data):
                 curves.setdefault(row["kernels"], {})[int(row["step"])] = float(row["loss"])
+        of_first = curves[next(iter(RUNS))]
         for name, losses in curves.items():
-            of_first = curves[next(iter(curves))]
             color = f"C{list(RUNS).index(name)}"
             above.plot(losses.keys(), losses.values(), color=color)
             above_first = [100 * (loss / of_first[step] - 1) for step, loss in losses.items()]
             below.plot(losses.keys(), above_first, color=color, label=name)
-        above.set_title(f"{int(batch):,} tokens a step")
+        above.set_title(f"{int(batch):,} tokens of {data} a step, from {start} weights")
         below.axhspan(-0.5, 0.5, alpha=0.15)
         below.set_xlabel("step")
         below.legend()
@@ -116,6 +129,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="local-python")
     parser.add_argument("--batch_tokens", type=int, default=32768)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--from_trained", action="store_true")
     parser.add_argument("--plot", action="store_true")
     options = parser.parse_args()
     if options.plot:

@@ -344,9 +344,10 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         z_loss: float = 0.0,
+        skip_logits: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Return next-token logits and, with labels, the loss; fused kernels give no logits where gradients are taken.
+        """Return next-token logits and, with labels, the loss.
 
         Args:
             input_ids: `(batch, seq_len)`; or `inputs_embeds`, `(batch, seq_len, hidden_size)`.
@@ -360,6 +361,8 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
                 accumulation.
             z_loss: weight in the loss of the squared log of the softmax's denominator (Chowdhery et al. 2022,
                 section 5).
+            skip_logits: whether fused kernels give the loss of labels without the logits, which are never held then;
+                where gradients are taken if None.
             kwargs: for the attention function.
 
         Returns:
@@ -375,9 +378,11 @@ class LlamaCodeForCausalLM(LlamaCodePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = loss = None
-        # LoRA, quantization or a hook on the head needs the head's own forward; evaluation wants the logits; and
-        # some options are for transformers' loss function.
-        is_fused = self.kernels == FUSED and torch.is_grad_enabled() and is_plain(self.lm_head, nn.Linear)
+        if skip_logits is None:
+            skip_logits = torch.is_grad_enabled()
+        # LoRA, quantization or a hook on the head needs the head's own forward, and some options are for transformers'
+        # loss function.
+        is_fused = self.kernels == FUSED and skip_logits and is_plain(self.lm_head, nn.Linear)
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if labels is not None and is_fused and keeps_all and not LOSS_OPTIONS & kwargs.keys():
             hidden_states = outputs.last_hidden_state.flatten(0, 1)

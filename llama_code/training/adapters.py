@@ -4,15 +4,12 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; Dettmers e
 Finetuning of Quantized LLMs".
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import CONFIG_NAME
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llama_code.errors import UserError
@@ -79,34 +76,6 @@ def check_adapters(adapters: Adapters) -> None:
             f"--lora_targets {' '.join(unknown)} is no linear layer of a decoder layer; choose among "
             f"{', '.join(LINEAR_LAYERS)}"
         )
-
-
-def check_resumed_adapters(checkpoint: str, adapters: Adapters | None) -> None:
-    """Check that a checkpoint has the adapters that the run trains, or none if it trains none.
-
-    Raises:
-        UserError: it has others, so that its weights would mean something else or fit nowhere.
-    """
-    path = Path(checkpoint) / CONFIG_NAME
-    if path.is_file() != (adapters is not None):
-        found = "adapters, and the run trains none" if adapters is None else "no adapters, and the run trains some"
-        raise UserError(
-            f"--resume_from_checkpoint {checkpoint!r} holds {found}; give or leave out --peft as when it was trained"
-        )
-    if adapters is None:
-        return
-    saved = json.loads(path.read_text())
-    for option, before, now in (
-        ("lora_r", saved["r"], adapters.r),
-        ("lora_alpha", saved["lora_alpha"], adapters.alpha),
-        ("lora_dropout", saved["lora_dropout"], adapters.dropout),
-        ("lora_targets", sorted(saved["target_modules"]), sorted(adapters.targets)),
-    ):
-        if before != now:
-            raise UserError(
-                f"--resume_from_checkpoint {checkpoint!r} was trained with --{option} {before}, and the run has {now}"
-                "; give the same"
-            )
 
 
 def add_adapters(model: PreTrainedModel, adapters: Adapters) -> PeftModel:

@@ -1,7 +1,5 @@
 """From the command line of train_clm.py, the recipe and the device to a run whose every number is decided."""
 
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from llama_code.argument_parser import ArgumentParser
@@ -17,11 +14,11 @@ from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeConfig
 from llama_code.modeling.fp8_linear import ALIGNMENT, fp8_obstacle
 from llama_code.modeling.kernels import REFERENCE
-from llama_code.training.adapters import QLORA, Adapters, check_adapters, check_resumed_adapters
-from llama_code.training.batches import BatchPlan, plan_batches
+from llama_code.training.adapters import Adapters, check_adapters
+from llama_code.training.batches import FEWEST_STEPS, BatchPlan, plan_batches
+from llama_code.training.checks import can_fuse, check_devices, check_kernels, check_values, is_sharded
 from llama_code.training.memory_plan import (
-    BYTES,
-    EIGHT_BITS,
+    GPU_GIB,
     WITHOUT_FP8,
     MemoryPlan,
     budget_bytes,
@@ -30,6 +27,7 @@ from llama_code.training.memory_plan import (
     num_parameters,
 )
 from llama_code.training.recipe import config_folder, read_config, read_recipe
+from llama_code.training.resume import check_checkpoint, check_settings, settings
 from llama_code.training.run_arguments import RunArguments
 
 ROW_LENGTH = 2_048
@@ -75,6 +73,8 @@ class Run:
         row_length: tokens of a row: 2,048, or the model's context if that is shorter.
         adapters: what is trained instead of the weights; None where they are trained themselves.
         memory: what it keeps in the memory of a GPU; None without one, and where the model is divided among several.
+        card: bytes of that GPU; 0 without one.
+        shared: what a checkpoint and the run that goes on from it must share.
     """
 
     size: str
@@ -85,6 +85,8 @@ class Run:
     row_length: int
     adapters: Adapters | None
     memory: MemoryPlan | None
+    card: float
+    shared: dict[str, Any]
 
 
 def parse_run(argv: Sequence[str], recipes: Path) -> Run:
@@ -110,57 +112,13 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     parser.set_defaults(**{**DEFAULTS, **recipe})
     values = vars(parser.parse_args(list(argv)))
     arguments = RunArguments(**{name: values.pop(name) for name in RunArguments.__dataclass_fields__})
-    for name in ("batch_tokens", "paper_batch_rows", "micro_batch_rows"):
-        if getattr(arguments, name) is None:
-            raise UserError(f"--config {arguments.config!r} has no {name} in its train.yaml; add it or give --{name}")
-    if values["learning_rate"] is None:
-        raise UserError(
-            f"--config {arguments.config!r} has no learning_rate in its train.yaml; add it or give --learning_rate"
-        )
-    if arguments.streaming and values["dataloader_num_workers"]:
-        raise UserError(
-            f"--dataloader_num_workers {values['dataloader_num_workers']} contradicts --streaming, which reads in the "
-            "training process, where its state is saved; leave it out"
-        )
-    if not 0 <= arguments.z_loss < math.inf:
-        raise UserError(f"--z_loss {arguments.z_loss} is not 0 or a positive number; give one such as 1e-4, or none")
-    if values["label_smoothing_factor"]:
-        raise UserError(
-            f"--label_smoothing_factor {values['label_smoothing_factor']} would train on labels that are not shifted, "
-            "as Trainer shifts those of its own models alone; leave it out"
-        )
     adapters = _read_adapters(arguments, argv)
-    if arguments.weights_dtype is not None and arguments.weights_dtype not in BYTES:
-        raise UserError(f"--weights_dtype {arguments.weights_dtype!r} is none of {', '.join(BYTES)}; choose one")
-    is_rounded = values["optim"] == EIGHT_BITS and "bf16_stochastic_round=True" in (values["optim_args"] or "")
-    if arguments.weights_dtype == "bfloat16" and adapters is None and not is_rounded:
-        raise UserError(
-            f"--weights_dtype bfloat16 with --optim {values['optim']} loses updates smaller than half the spacing of "
-            f"bf16 numbers; give --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True"
-        )
-    if arguments.gpu is not None and not arguments.plan:
-        raise UserError(f"--gpu {arguments.gpu!r} is for --plan alone; add it, or leave --gpu out")
-    if arguments.eval_rows < 1:
-        raise UserError(f"--eval_rows {arguments.eval_rows} is not positive; ask for 1 or more")
-    if values["num_train_epochs"] is not None:
-        raise UserError(
-            f"--num_train_epochs {values['num_train_epochs']} contradicts --train_tokens, which alone decides the "
-            "length of a run; leave it out and ask for as many tokens as you want"
-        )
-    if not values["eval_on_start"]:
-        raise UserError("--eval_on_start false leaves run.json without its initial bits per byte; leave it out")
-    if not 0 < values["learning_rate"] < math.inf:
-        raise UserError(f"--learning_rate {values['learning_rate']} is no positive number; give one such as 3e-4")
-    if not 0 <= values["seed"] < 2**32:
-        raise UserError(f"--seed {values['seed']} is outside 0 to 2**32 - 1, which seeds must be in; give another")
-    resumed_from = values["resume_from_checkpoint"]
-    if resumed_from is not None and not (Path(resumed_from) / TRAINER_STATE_NAME).is_file():
-        raise UserError(
-            f"--resume_from_checkpoint {resumed_from!r} is no folder with a {TRAINER_STATE_NAME}; "
-            "name a checkpoint-N folder of an earlier run"
-        )
-    if resumed_from is not None:
-        check_resumed_adapters(resumed_from, adapters)
+    check_values(arguments, values, adapters)
+    check_checkpoint(values["resume_from_checkpoint"])
+    if arguments.plan and "train_tokens" not in recipe and not _is_given("--train-tokens", argv):
+        # Who asks what a size keeps means its recipe's steps, not the few rows of the paper's run.
+        assert arguments.batch_tokens is not None
+        arguments.train_tokens = FEWEST_STEPS * max(arguments.batch_tokens, ROW_LENGTH)
     config = read_config(folder, repr(str(folder / "config.json")), "correct it")
     asked = _is_given("--batch-tokens", argv)
     return _decide(folder.name, config, arguments, adapters, values, batch_tokens_asked=asked)
@@ -201,7 +159,15 @@ def _decide(
     per_device = values.pop("per_device_train_batch_size")
     accumulation = values.pop("gradient_accumulation_steps")
     values["output_dir"] = values["output_dir"] or f"runs/{size}"
-    values["bf16"] = (on_gpu and torch.cuda.is_bf16_supported()) if values["bf16"] is None else values["bf16"]
+    if values["bf16"] is None:
+        # A plan is for a GPU, wherever it is made.
+        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else arguments.plan
+        values["bf16"] = has_bf16 and not values["fp16"]
+    values["use_cpu"] |= arguments.plan and not on_gpu  # else TrainingArguments refuses bf16 where there is no GPU
+    for name in ("checkpointing", "checkpointing_kwargs"):
+        # Renamed since transformers 5.17: the new versions warn of the name that the old ones know.
+        if f"activation_{name}" in values and values[f"activation_{name}"] is None:
+            values[f"activation_{name}"] = values.pop(f"gradient_{name}")
     if values["accelerator_config"] is None and on_gpu:
         values["accelerator_config"] = {"non_blocking": True}  # else copying a batch waits for all that the GPU does
     values["num_train_epochs"] = 1
@@ -218,15 +184,18 @@ def _decide(
         raise UserError(f"{' '.join(str(error).split())} (an argument of TrainingArguments; correct it)") from error
     # One process trains on one device; left alone, Trainer would split its batches over all that it sees.
     training_arguments._n_gpu = min(1, training_arguments.n_gpu)
-    # Without a GPU a plan is for one, which computes in bf16.
-    in_16_bits = training_arguments.bf16 or training_arguments.fp16 or (arguments.plan and not on_gpu)
     if arguments.weights_dtype is None:
-        is_bf16 = adapters is not None and in_16_bits and not training_arguments.fp16
-        arguments.weights_dtype = "bfloat16" if is_bf16 else "float32"
-    _check_devices(arguments, training_arguments)
-    if arguments.fp8:
-        _check_fp8(arguments, training_arguments, row_length, in_16_bits)
-    card = _card_bytes(arguments, on_gpu)
+        arguments.weights_dtype = "bfloat16" if adapters is not None and training_arguments.bf16 else "float32"
+    # What has no autocast computes in the weights' dtype.
+    in_16_bits = training_arguments.bf16 or training_arguments.fp16 or arguments.weights_dtype == "bfloat16"
+    check_devices(arguments, training_arguments)
+    check_kernels(arguments, training_arguments, config)
+    shared = settings(adapters, training_arguments, arguments.weights_dtype)
+    check_settings(training_arguments.resume_from_checkpoint, shared)
+    against_fp8 = _against_fp8(arguments, training_arguments, row_length)
+    if arguments.fp8 and against_fp8:
+        raise UserError(against_fp8)
+    card = _card_bytes(arguments, training_arguments)
     assert arguments.batch_tokens is not None and arguments.paper_batch_rows is not None
     assert arguments.micro_batch_rows is not None
     plan = plan_batches(
@@ -243,7 +212,7 @@ def _decide(
     )
     memory = None
     # What each device keeps of a model that is divided among them is another plan.
-    if card and (arguments.plan or not _is_sharded(training_arguments)):
+    if card and not is_sharded(training_arguments):
         is_free = per_device is None and accumulation is None
         memory = choose_plan(
             config,
@@ -253,8 +222,11 @@ def _decide(
             weights_dtype=arguments.weights_dtype,
             compute_bytes=2 if in_16_bits else 4,
             optim=training_arguments.optim,
+            optim_args=training_arguments.optim_args,
             row_length=row_length,
-            fused=arguments.kernels != REFERENCE and not training_arguments.torch_compile,
+            fused=arguments.kernels != REFERENCE and can_fuse(training_arguments, config),
+            eager=arguments.attn_implementation == "eager",
+            has_fp8=not against_fp8 and (arguments.gpu is None or arguments.gpu.lower() in GPU_GIB),
             step_rows=plan.device_rows,
             rows=[n for n in range(1, plan.micro_batch_rows + 1) if plan.device_rows % n == 0]
             if is_free
@@ -273,46 +245,26 @@ def _decide(
         training_arguments.logging_steps = 1 if plan.num_steps <= 200 else 10
     if "save_strategy" in undecided and plan.num_steps <= training_arguments.save_steps:
         training_arguments.save_strategy = SaveStrategy.NO  # the model is saved at the end anyhow
-    return Run(size, config, arguments, training_arguments, plan, row_length, adapters, memory)
+    return Run(size, config, arguments, training_arguments, plan, row_length, adapters, memory, card, shared)
 
 
-def _check_devices(arguments: RunArguments, training_arguments: TrainingArguments) -> None:
-    num_devices = training_arguments.world_size
-    if arguments.peft is not None and _is_sharded(training_arguments):
-        raise UserError(
-            f"--peft {arguments.peft} needs the whole model on each device, and FSDP or DeepSpeed divides it; leave "
-            "one of them out"
-        )
-    if arguments.peft == QLORA and num_devices > 1:
-        raise UserError(
-            f"--peft qlora trains on one device, and this run has {num_devices}; start one process, or give "
-            "--peft lora"
-        )
-    if arguments.peft is None and arguments.weights_dtype == "bfloat16" and num_devices > 1:
-        raise UserError(
-            f"--weights_dtype bfloat16 trains on one device, and this run has {num_devices}; start one process, or "
-            "give --weights_dtype float32"
-        )
-
-
-def _check_fp8(
-    arguments: RunArguments, training_arguments: TrainingArguments, row_length: int, in_16_bits: bool
-) -> None:
+def _against_fp8(arguments: RunArguments, training_arguments: TrainingArguments, row_length: int) -> str:
+    """Say why a run cannot compute in fp8, or nothing."""
     others = {
         "--kernels reference": arguments.kernels == REFERENCE,
         f"--peft {arguments.peft}": arguments.peft is not None,
         "--torch_compile true": training_arguments.torch_compile,
         "--fp16 true": training_arguments.fp16,
-        "FSDP or DeepSpeed": _is_sharded(training_arguments),
+        "FSDP or DeepSpeed": is_sharded(training_arguments),
     }
     for name, is_there in others.items():
         if is_there:
-            raise UserError(
+            return (
                 f"--fp8 is for the fused kernels in bf16, with all parameters on each device, and contradicts {name}; "
                 "leave one out"
             )
     if row_length % ALIGNMENT:
-        raise UserError(
+        return (
             f"--fp8 takes rows whose length is a multiple of {ALIGNMENT}, and the model's max_position_embeddings is "
             f"{row_length}; change it or leave --fp8 out"
         )
@@ -320,23 +272,18 @@ def _check_fp8(
     if arguments.gpu is not None and arguments.gpu.lower() in WITHOUT_FP8:
         obstacle = f"needs compute capability 8.9, and {arguments.gpu} has less"
     if obstacle:
-        raise UserError(f"--fp8 {obstacle}; leave it out, or take another GPU")
-    if not in_16_bits:
-        raise UserError("--fp8 needs --bf16 true, as what is not in fp8 is in bf16; leave --bf16 false out")
+        return f"--fp8 {obstacle}; leave it out, or take another GPU"
+    if not training_arguments.bf16:
+        return "--fp8 needs --bf16 true, as what is not in fp8 is in bf16; leave --bf16 false out"
+    return ""
 
 
-def _is_sharded(training_arguments: TrainingArguments) -> bool:
-    """Whether FSDP or DeepSpeed divides the model, by an argument or by accelerate's configuration."""
-    by_accelerate = [os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("FSDP", "DEEPSPEED")]
-    return bool(training_arguments.fsdp or training_arguments.deepspeed or any(by_accelerate))
-
-
-def _card_bytes(arguments: RunArguments, on_gpu: bool) -> float:
+def _card_bytes(arguments: RunArguments, training_arguments: TrainingArguments) -> float:
     """Bytes of the GPU that the run, or its plan, is for; 0 without one."""
     if arguments.gpu is not None:
         return gpu_bytes(arguments.gpu)
-    if on_gpu:
-        return torch.cuda.get_device_properties(0).total_memory
+    if training_arguments.device.type == "cuda":
+        return torch.cuda.get_device_properties(training_arguments.device).total_memory
     if arguments.plan:
         raise UserError("--plan needs a GPU to plan for, and this machine has none; name one with --gpu, as h100-80")
     if arguments.memory_budget != "auto":

@@ -36,7 +36,7 @@ def code_length(
     End-of-text tokens stand for no bytes, and neither they nor the first token of a row are counted.
 
     Args:
-        model: a causal language model.
+        model: of the family, or with its forward pass's arguments.
         rows: token ids, `(num_rows, row_length)`.
         byte_lengths: bytes of each token id's text, 0 for special tokens, `(vocab_size,)`, int64.
         rows_per_batch: rows of one forward pass.
@@ -48,12 +48,12 @@ def code_length(
     bits, num_bytes, num_tokens = 0.0, 0, 0
     for start in range(0, len(rows), rows_per_batch):
         ids = torch.from_numpy(rows[start : start + rows_per_batch].astype(np.int64)).to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        targets = ids[:, 1:]
-        nats = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        lengths = byte_lengths[targets]
-        # Summed in fp64 on the host: not every device has it.
-        bits += (nats * (lengths > 0)).cpu().double().sum().item() / math.log(2)
+        lengths = byte_lengths[ids]
+        lengths[:, 0] = 0
+        labels = ids.masked_fill(lengths == 0, -100)
+        # Fused kernels take this sum without holding the logits, so that it needs no more memory than training.
+        nats = model(input_ids=ids, labels=labels, num_items_in_batch=1, use_cache=False, skip_logits=True).loss
+        bits += nats.item() / math.log(2)
         num_bytes += int(lengths.sum())
         num_tokens += int((lengths > 0).sum())
     model.train(was_training)

@@ -6,6 +6,7 @@ The figures were compared with peaks measured on an H100 (docs/memory.md).
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from llama_code.errors import UserError
 from llama_code.modeling.linear_cross_entropy import CHUNK_LOGITS
 from llama_code.training.adapters import DEFAULT_ADAPTERS, LORA, QLORA, Adapters, linear_layers
+from llama_code.training.optimizers import EIGHT_BITS, state_bytes
 
 GIB = 2**30
 # What a card's driver reports, less than its name says.
@@ -28,17 +30,15 @@ GPU_GIB = {
     "l4-24": 22.0,
 }
 # Left of the card to the driver and to libraries; and what PyTorch's allocator holds between blocks, as a share of the
-# peak: QLoRA's weights in bf16, made for each product and dropped, leave more gaps.
+# peak, but for small models at least so much: QLoRA's weights in bf16, made for each product and dropped, leave more
+# gaps.
 RESERVED_GIB = 1.25
 ALLOCATOR_SHARE = 0.1
+ALLOCATOR_GIB = 0.25
 QLORA_ALLOCATOR_SHARE = 0.2
 BYTES = {"float32": 4, "bfloat16": 2}
 # 4 bits, 8 for each 64 weights' scale, and 32 for each 256 scales' own.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-EIGHT_BITS = "adamw_torch_8bit"  # torchao's AdamW
-# AdamW's two moments: fp32, or 8 bits and an fp32 scale for each 256.
-OPTIMIZER_BYTES = {EIGHT_BITS: 2 * (1 + 4 / 256)}
-FP32_OPTIMIZER_BYTES = 8
 # The reference's layers keep what fused ones compute again, and its logits are there in bf16 and fp32, with gradients:
 # rough figures from the peaks of transformers' Llama, eager, in docs/training_speed.md.
 REFERENCE_LAYER = 1.4
@@ -64,6 +64,7 @@ class MemoryPlan:
         casts: bf16 copies of fp32 weights, from the forward pass to the backward pass.
         activations: what layers keep for the backward pass.
         working: what one layer's backward pass or the head's logits need while they are computed.
+        at_head: whether these are the logits, with the head's gradient: they need more than a layer.
         loss: gradients of the head, if it is trained, and of its input.
         accumulates: whether a step has several forward passes, so that gradients are there during the later ones;
             else they grow as activations go.
@@ -78,6 +79,7 @@ class MemoryPlan:
     casts: float
     activations: float
     working: float
+    at_head: bool
     loss: float
     accumulates: bool
     allocator_share: float
@@ -92,16 +94,17 @@ class MemoryPlan:
     @property
     def needed(self) -> float:
         """Bytes that the allocator has to reserve for it."""
-        return self.peak * (1 + self.allocator_share)
+        return self.peak + max(self.allocator_share * self.peak, ALLOCATOR_GIB * GIB)
 
     def lines(self) -> list[str]:
         """The plan as people read it."""
         parts = ("weights", "gradients", "optimizer", "casts", "activations", "working", "loss")
         listed = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts if getattr(self, name))
+        part = "logits and the head's gradient" if self.at_head else "a layer's backward pass"
         recomputed = f"{self.recomputed_layers} layers recomputed" if self.recomputed_layers else "nothing recomputed"
         peak = f"peak {self.peak / GIB:.1f} GiB with {self.micro_batch_rows} row(s) a forward pass"
         reserved = f"{self.needed / GIB:.1f} GiB with what the allocator holds between blocks"
-        return [f"memory in GiB: {listed}", f"{peak}, {recomputed}; {reserved}"]
+        return [f"memory in GiB: {listed}; working is {part}", f"{peak}, {recomputed}; {reserved}"]
 
 
 def plan_memory(
@@ -118,6 +121,8 @@ def plan_memory(
     fused: bool,
     fp8: bool = False,
     adapters: Adapters | None = None,
+    optim_args: str | None = None,
+    eager: bool = False,
 ) -> MemoryPlan:
     """Count what a run keeps.
 
@@ -134,6 +139,10 @@ def plan_memory(
         fused: whether with fused kernels; what the reference keeps is a rough figure.
         fp8: whether the decoder layers' linear layers compute in fp8.
         adapters: what is trained, in fp32, instead of the model's parameters.
+        optim_args: the optimizer's options.
+        eager: whether attention is written out, so that a layer keeps a probability for each pair of tokens and head:
+            in fp32, as the softmax gives them, and in the dtype of products. What their gradients take is a rough
+            figure.
     """
     width, tokens = config.hidden_size, micro_batch_rows * row_length
     attention_width = config.num_attention_heads * config.head_dim
@@ -153,12 +162,17 @@ def plan_memory(
     if not fused:
         layer *= REFERENCE_LAYER
         logits = REFERENCE_LOGIT_BYTES * tokens * config.vocab_size
+    if eager:
+        pairs = micro_batch_rows * config.num_attention_heads * row_length**2
+        layer += pairs * (4 if compute_bytes == 4 else 4 + compute_bytes)
     own_bytes = BYTES[weights_dtype]
     sizes = [inputs * outputs for inputs, outputs in linear_layers(config).values()]
     in_layers = config.num_hidden_layers * sum(sizes)
     in_4_bits = num_adapters = 0
     num_trained, in_16_bits = num_parameters, in_layers if fp8 and own_bytes == 2 else 0
     working = compute_bytes * tokens * in_backward
+    if eager:
+        working += pairs * (4 + 2 * compute_bytes)  # gradients of probabilities, in both dtypes, and of scores
     if adapters is not None:
         num_trained = num_adapters = adapters.num_parameters(config)
         kept_again = ADAPTER_INPUTS[adapters.method]
@@ -181,10 +195,11 @@ def plan_memory(
         recomputed_layers=recomputed_layers,
         weights=own_bytes * in_own_dtype + NF4_BYTES * in_4_bits + 4 * num_adapters,
         gradients=4 * num_trained - 2 * in_16_bits,
-        optimizer=OPTIMIZER_BYTES.get(optim, FP32_OPTIMIZER_BYTES) * num_trained,
+        optimizer=state_bytes(optim, optim_args, num_trained, head if adapters is None else 0, own_bytes),
         casts=compute_bytes * num_cast,
         activations=num_layers * layer + recomputed_layers * compute_bytes * tokens * width,
         working=max(working, at_head),
+        at_head=at_head > working,
         accumulates=accumulates,
         loss=(4 * head if adapters is None else 0) + 2 * compute_bytes * tokens * width,
         allocator_share=QLORA_ALLOCATOR_SHARE if in_4_bits else ALLOCATOR_SHARE,
@@ -206,6 +221,9 @@ def choose_plan(
     budget: float,
     fp8: bool = False,
     adapters: Adapters | None = None,
+    optim_args: str | None = None,
+    eager: bool = False,
+    has_fp8: bool = False,
 ) -> MemoryPlan:
     """Return the plan that is expected to be fastest of those that fit.
 
@@ -214,59 +232,64 @@ def choose_plan(
         rows: numbers of rows of a forward pass to choose from.
         layers: numbers of recomputed layers to choose from.
         budget: bytes that may be reserved.
-        config, num_parameters, weights_dtype, compute_bytes, optim, row_length, fused, fp8, adapters: as in
-            `plan_memory`.
+        has_fp8: whether the run could compute in fp8, which is then told where it would fit.
+        config, num_parameters, weights_dtype, compute_bytes, optim, row_length, fused, fp8, adapters, optim_args,
+            eager: as in `plan_memory`.
 
     Raises:
         UserError: none fits; the message says what the smallest needs, and what would.
     """
-    plans = [
-        plan_memory(
-            config,
-            num_parameters,
-            micro_batch_rows=count,
-            recomputed_layers=recomputed,
-            accumulates=count < step_rows,
-            weights_dtype=weights_dtype,
-            compute_bytes=compute_bytes,
-            optim=optim,
-            row_length=row_length,
-            fused=fused,
-            fp8=fp8,
-            adapters=adapters,
-        )
-        for count in rows
-        for recomputed in layers
-    ]
-    fitting = [plan for plan in plans if plan.needed <= budget]
+    planned = partial(plan_memory, config, num_parameters, row_length=row_length, fused=fused, eager=eager)
+    asked = partial(
+        planned, weights_dtype=weights_dtype, compute_bytes=compute_bytes, optim=optim, optim_args=optim_args
+    )
+    choices = [(count, recomputed) for count in rows for recomputed in layers]
+
+    def plans(in_fp8: bool) -> list[MemoryPlan]:
+        return [
+            asked(
+                micro_batch_rows=count,
+                recomputed_layers=recomputed,
+                accumulates=count < step_rows,
+                fp8=in_fp8,
+                adapters=adapters,
+            )
+            for count, recomputed in choices
+        ]
+
+    ours = plans(fp8)
+    fitting = [plan for plan in ours if plan.needed <= budget]
     if fitting:
         return min(fitting, key=lambda plan: _cost(plan, config.num_hidden_layers, row_length))
-    smallest = min(plans, key=lambda plan: plan.needed)
-    candidates: dict[str | None, Adapters | None] = {None: None}
-    candidates |= {peft: replace(adapters or DEFAULT_ADAPTERS, method=peft) for peft in (LORA, QLORA)}
-    leanest = {
-        peft: plan_memory(
-            config,
-            num_parameters,
-            micro_batch_rows=1,
-            recomputed_layers=config.num_hidden_layers,
-            accumulates=step_rows > 1,
-            weights_dtype="bfloat16",
-            compute_bytes=2,
-            optim=EIGHT_BITS if candidate is None else optim if adapters else "adamw_torch_fused",
-            row_length=row_length,
-            fused=fused,
-            adapters=candidate,
+    smallest = min(ours, key=lambda plan: plan.needed)
+    leanest = partial(
+        planned,
+        micro_batch_rows=1,
+        recomputed_layers=config.num_hidden_layers,
+        accumulates=step_rows > 1,
+        weights_dtype="bfloat16",
+        compute_bytes=2,
+    )
+    with_adapters = {
+        method: leanest(
+            optim=optim if adapters else "adamw_torch_fused",
+            optim_args=optim_args if adapters else None,
+            adapters=replace(adapters or DEFAULT_ADAPTERS, method=method),
         ).needed
-        for peft, candidate in candidates.items()
+        for method in (LORA, QLORA)
     }
-    own = min(smallest.needed, leanest[adapters.method if adapters else None])
+    own = with_adapters[adapters.method] if adapters else leanest(optim=EIGHT_BITS, fp8=fp8).needed
+    own = min(smallest.needed, own)
     remedy = f"a card or --memory_budget of {_card_gib(own)} GiB would do"
     if own < smallest.needed:
         options = f"--weights_dtype bfloat16 --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True, "
         remedy += f" with {options if adapters is None else ''}one row a forward pass and all layers recomputed"
-    others = [f"--peft {peft} ({_card_gib(needed)} GiB)" for peft, needed in leanest.items() if peft and needed < own]
-    remedy += f", as would {', '.join(others)} or a smaller size" if others else ", as would a smaller size"
+    others = {f"--peft {method}": needed for method, needed in with_adapters.items() if needed < own}
+    in_fp8 = min(plan.needed for plan in plans(True)) if has_fp8 and not fp8 else math.inf
+    if in_fp8 <= budget:
+        others = {"--fp8 true": in_fp8, **others}
+    listed = ", ".join(f"{name} ({_card_gib(needed)} GiB)" for name, needed in others.items())
+    remedy += f", as would {listed} or a smaller size" if others else ", as would a smaller size"
     raise UserError(
         f"the run needs {smallest.needed / GIB:.1f} GiB with {smallest.micro_batch_rows} row(s) a forward pass and "
         f"{smallest.recomputed_layers} layers recomputed, and may use {budget / GIB:.1f}; {remedy}"

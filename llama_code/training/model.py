@@ -1,11 +1,14 @@
 """The model of a run: made or loaded, with adapters if it has any, and computing as the run wants it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file
 
 from llama_code.errors import UserError
 from llama_code.modeling import LlamaCodeForCausalLM
@@ -51,10 +54,6 @@ def build_model(run: Run) -> PreTrainedModel | PeftModel:
     if run.memory is not None:
         recompute_layers(base, run.memory.recomputed_layers)
     asked = run.arguments.kernels
-    if asked == FUSED and arguments.torch_compile:
-        raise UserError(
-            "--torch_compile true contradicts --kernels fused, whose layers are compiled one by one; leave one out"
-        )
     # What --torch_compile compiles as a whole is the reference.
     asked = REFERENCE if asked == AUTO and arguments.torch_compile else asked
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else base.dtype
@@ -76,6 +75,17 @@ def build_model(run: Run) -> PreTrainedModel | PeftModel:
     return model
 
 
+def check_model(run: Run) -> None:
+    """Say against a run what `build_model` would, as far as it can be known without weights.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    _untrained(run, torch.float32, torch.device("meta"))
+    if run.arguments.model_name_or_path is not None:
+        _check_source(run, run.arguments.model_name_or_path)
+
+
 def _untrained(run: Run, dtype: torch.dtype, device: torch.device) -> LlamaCodeForCausalLM:
     attention = run.arguments.attn_implementation
     try:
@@ -88,9 +98,24 @@ def _untrained(run: Run, dtype: torch.dtype, device: torch.device) -> LlamaCodeF
         ) from error
 
 
-def _loaded(run: Run, name: str, dtype: torch.dtype, device: torch.device) -> LlamaCodeForCausalLM:
-    named = f"--model_name_or_path {name!r}"
-    config = read_config(name, named, "name a folder or a Hub id of a llama_code model")
+def _check_source(run: Run, name: str) -> None:
+    named, remedy = f"--model_name_or_path {name!r}", "name a folder or a Hub id of a llama_code model"
+    folder = Path(name)
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file():
+        raise UserError(
+            f"{named} holds adapters and not the model beside them; name the output folder of the run that trained "
+            f"them, {str(folder.resolve().parent)!r}, where the model with the adapters merged into it is when the "
+            "run has ended"
+        )
+    if not folder.exists():
+        try:
+            cached_file(name, CONFIG_NAME)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{named} is no such folder, and no Hub id that can be read from here ({reason}); {remedy}"
+            ) from error
+    config = read_config(name, named, remedy)
     for field in SHARED_FIELDS:
         asked, found = getattr(run.config, field), getattr(config, field)
         if asked != found:
@@ -98,6 +123,11 @@ def _loaded(run: Run, name: str, dtype: torch.dtype, device: torch.device) -> Ll
                 f"{named} has {field} {found} and --config {run.arguments.config!r} has {asked}, which must be equal; "
                 "give the --config that the weights were trained with"
             )
+
+
+def _loaded(run: Run, name: str, dtype: torch.dtype, device: torch.device) -> LlamaCodeForCausalLM:
+    named = f"--model_name_or_path {name!r}"
+    _check_source(run, name)
     attention = run.arguments.attn_implementation
     in_4_bits = run.adapters is not None and run.adapters.method == QLORA
     try:

@@ -55,7 +55,12 @@ class RunArguments(DataOptions):
         default="auto",
         metadata={"help": "GiB of the GPU that the run may use; auto: all of it. Decides what is recomputed."},
     )
-    plan: bool = field(default=False, metadata={"help": "Print what the run would keep in memory, and end."})
+    plan: bool = field(
+        default=False,
+        metadata={
+            "help": "Print what the run would keep in memory, and end; without --train_tokens, for the recipe's batch."
+        },
+    )
     gpu: str | None = field(
         default=None, metadata={"help": "With --plan: the GPU to plan for, as h100-80 or a number of GiB."}
     )

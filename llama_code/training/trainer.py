@@ -10,16 +10,15 @@ from torch import nn
 from transformers import Trainer
 
 from llama_code.training.bits_per_byte import CodeLength, code_length
-
-# Evaluation holds all logits, in bf16 and in fp32: 0.6 GB a row.
-MAX_EVAL_ROWS = 8
+from llama_code.training.optimizers import EIGHT_BITS
 
 
 class CodeTrainer(Trainer):
     """A Trainer over packed rows.
 
-    What differs from Trainer: `evaluate` measures bits per byte, and training logs carry tokens/s and MFU. Layers that
-    are compiled for training are evaluated as they are: batches of other shapes would be compiled for each.
+    What differs from Trainer: `evaluate` measures bits per byte, training logs carry tokens/s and MFU, and of 8-bit
+    moments the embedding's stay in its own dtype. Layers that are compiled for training are evaluated as they are:
+    batches of other shapes would be compiled for each.
 
     Args:
         held_out_rows: token ids, `(num_rows, row_length)`.
@@ -50,6 +49,15 @@ class CodeTrainer(Trainer):
         self.evaluation_seconds = 0.0
         self._last_log: tuple[float, int] | None = None
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer, with moments of the embedding in more than 8 bits."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        model: Any = self.model
+        embedding = model.get_input_embeddings().weight
+        if self.args.optim == EIGHT_BITS and embedding.requires_grad:
+            keep_moments(optimizer, embedding)
+        return optimizer
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Add the weight of the z-loss to the inputs."""
         return super().compute_loss(model, {**inputs, "z_loss": self.z_loss}, *args, **kwargs)
@@ -61,10 +69,8 @@ class CodeTrainer(Trainer):
         share = self.held_out_rows[self.args.process_index :: self.args.world_size]
         # In training accelerate wraps the model in autocast; before, nothing does.
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            rows_per_batch = min(self.args.per_device_train_batch_size, MAX_EVAL_ROWS)
+            rows_per_batch = self.args.per_device_train_batch_size
             own = code_length(self.model, share, self.byte_lengths, rows_per_batch, self.args.device)
-        if self.args.device.type == "cuda":
-            torch.cuda.empty_cache()  # training would break the large blocks of the logits into pieces
         parts = gather_object([own])
         total = CodeLength(
             sum(part.bits for part in parts),
@@ -94,3 +100,15 @@ class CodeTrainer(Trainer):
                 logs["mfu"] = tokens_per_second * self.flops_per_token / (self.peak_flops * self.args.world_size)
             self._last_log = (now, step)
         super().log(logs, start_time)
+
+
+def keep_moments(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
+    """Let AdamW keep a weight's moments in the weight's dtype instead of in 8 bits.
+
+    Some tokens are 100,000 times as frequent as others, and their gradients differ as much. Where a block's largest
+    moment sets the scale of all, a second moment is rounded to 0 long before its first moment is, and their quotient
+    is a huge step. Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", keep 32 bits here; but saved
+    states are cast to the weight's dtype when they are loaded, so they are in it from the start.
+    """
+    moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}

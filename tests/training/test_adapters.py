@@ -184,5 +184,8 @@ def test_weights_that_are_not_there_are_refused(config: Path, tmp_path: Path) ->
         with pytest.raises(UserError, match=f"^--model_name_or_path '.*{message}") as error:
             build_model(parse(tmp_path, *argv, str(folder)))
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="^--model_name_or_path 'no-such' is no model configuration"):
-        build_model(parse(tmp_path, *argv, "no-such"))
+    for name in ("no-such", "runs/no-such/x", "/no/such"):
+        message = f"^--model_name_or_path '{name}' is no such folder, and no Hub id that can be read from here"
+        with pytest.raises(UserError, match=message) as error:
+            build_model(parse(tmp_path, *argv, name))
+        assert "\n" not in str(error.value)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 
-import llama_code.modeling  # noqa: F401
+from llama_code.modeling import LlamaCodeConfig, LlamaCodeForCausalLM
 from llama_code.training.bits_per_byte import code_length
 from llama_code.training.throughput import flops_per_token, peak_flops
 
@@ -24,8 +25,9 @@ class FixedLogits(nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> CausalLMOutput:
-        return CausalLMOutput(logits=self.logits.expand(*input_ids.shape, -1))
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int, **_) -> CausalLMOutput:
+        logits = self.logits.expand(*input_ids.shape, -1)
+        return CausalLMOutput(loss=ForCausalLMLoss(logits, labels, len(self.logits), num_items_in_batch))
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary_a_token() -> None:
@@ -50,7 +52,24 @@ def test_the_batch_does_not_matter_and_training_mode_is_kept() -> None:
     model = FixedLogits(torch.randn(8, generator=torch.Generator().manual_seed(0))).train()
     rows = np.random.default_rng(0).integers(0, 8, (7, 5)).astype(np.uint16)
     results = [code_length(model, rows, torch.arange(8), n, torch.device("cpu")) for n in (1, 3, 7)]
-    assert len({round(result.bits, 6) for result in results}) == 1 and model.training
+    assert [result.bits for result in results[1:]] == pytest.approx([results[0].bits] * 2, rel=1e-6) and model.training
+
+
+def test_the_bits_are_those_of_the_logits() -> None:
+    torch.manual_seed(0)
+    config = LlamaCodeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = LlamaCodeForCausalLM(config).eval()
+    rows = np.random.default_rng(0).integers(0, 64, (3, 20)).astype(np.uint16)
+    lengths = torch.tensor([0, 0, *range(1, 63)])
+    ids = torch.from_numpy(rows.astype(np.int64))
+    with torch.no_grad():
+        log_probabilities = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    expected = -(log_probabilities * (ids[:, 1:] > 1)).double().sum().item() / math.log(2)
+    result = code_length(model, rows, lengths, 2, torch.device("cpu"))
+    assert result.bits == pytest.approx(expected, rel=1e-6)
+    assert result.num_tokens == (rows[:, 1:] > 1).sum()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llama_code.training.trainer import keep_moments
 from tests.training.test_train_clm import argv, run
 
 pytest.importorskip("torchao")
@@ -41,6 +42,34 @@ def test_small_updates_add_up() -> None:
     # Each weight's number of spacings is Poisson's of mean 2; an update is 65 or 66 of the 65,536 parts of a spacing.
     assert moved[True].mean().item() == pytest.approx(2.0, abs=4 * (2 / count) ** 0.5 + 2 / 65)
     assert moved[True].var().item() == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_rare_tokens_move_as_frequent_ones(kept: bool) -> None:
+    """Of an embedding whose tokens' gradients differ by powers of 10; in 8 bits some take steps of another size."""
+    from torchao.optim import AdamW8bit
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10.0 ** -torch.arange(64).remainder(6)[:, None]
+    weight = torch.nn.Parameter(torch.randn(64, 96, generator=generator).bfloat16())
+    expected = torch.nn.Parameter(weight.detach().float())
+    weight.grad_dtype = torch.float32
+    options = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.0, "eps": 1e-12}
+    reference, optimizer = torch.optim.AdamW([expected], **options), AdamW8bit([weight], **options)
+    if kept:
+        keep_moments(optimizer, weight)
+    with torch.compiler.set_stance("force_eager"):
+        for _ in range(20):
+            expected.grad = sizes * torch.randn(64, 96, generator=generator)
+            weight.grad = expected.grad.clone()
+            reference.step(), optimizer.step()
+    ours, theirs = (
+        {name: moment.dequantize() if hasattr(moment, "block_size") else moment.float() for name, moment in x.items()}
+        for x in (optimizer.state[weight], reference.state[expected])
+    )
+    ours_step, their_step = (x["exp_avg"] / (x["exp_avg_sq"].sqrt() + 1e-12) for x in (ours, theirs))
+    difference = (ours_step - their_step).abs().max().item()
+    assert difference < 0.02 if kept else difference > 1
 
 
 @pytest.mark.parametrize("fp8", [False, True])

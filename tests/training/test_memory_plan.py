@@ -41,6 +41,12 @@ MEASURED = [
     ("m5", LORA, 1, 7, True, 22.91),
     ("m5", QLORA, 4, 0, True, 42.06),
     ("m5", QLORA, 2, 5, True, 20.85),
+    ("m2", FP32, 1, 1, True, 2.78),
+    ("m4", EIGHT_BITS, 2, 0, True, 36.05),
+    ("m5", EIGHT_BITS, 2, 0, True, 76.43),
+    ("m5", EIGHT_BITS, 4, 0, False, 66.87),
+    ("m5", LORA, 1, 12, True, 21.54),
+    ("m5", QLORA, 2, 7, True, 19.83),
 ]
 
 
@@ -106,6 +112,45 @@ def test_beside_adapters_only_they_have_gradients() -> None:
     assert plan("m5", {**BF16, "adapters": few}, 1).gradients == 4 * 34 * 16 * (4_096 + 4_096)
 
 
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+def test_eager_attention_keeps_a_probability_for_each_pair(compute_bytes: int) -> None:
+    """As many bytes more than with PyTorch's attention as are kept for a backward pass."""
+    from llama_code.modeling import LlamaCodeForCausalLM
+
+    length, heads = 256, 8
+    config = AutoConfig.from_pretrained(RECIPES / "m1", num_hidden_layers=1, hidden_size=64, vocab_size=64)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = heads, heads, 8
+    config.use_cache = False
+    kept, planned = {}, {}
+    for attention in ("sdpa", "eager"):
+        config._attn_implementation = attention
+        model, storages = LlamaCodeForCausalLM(config).train(), {}
+
+        def keep(tensor: torch.Tensor, storages: dict = storages) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        ids = torch.zeros(2, length, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16, enabled=compute_bytes == 2):
+                model(input_ids=ids, labels=ids)
+        kept[attention] = sum(storage.nbytes() for storage in storages.values())
+        options = {**FP32, "compute_bytes": compute_bytes, "row_length": length, "fused": False}
+        options |= {"micro_batch_rows": 2, "recomputed_layers": 0, "accumulates": True, "eager": attention == "eager"}
+        planned[attention] = plan_memory(config, model.num_parameters(), **options)
+    more = planned["eager"].activations - planned["sdpa"].activations
+    assert more == 2 * heads * length**2 * {4: 4, 2: 6}[compute_bytes]
+    assert kept["eager"] - kept["sdpa"] == pytest.approx(more, rel=0.1)
+    assert planned["eager"].working > planned["sdpa"].working
+
+
+def test_optimizers_have_their_own_states() -> None:
+    m3 = plan("m3", FP32, 2).optimizer
+    assert plan("m3", {**FP32, "optim": "sgd"}, 2).optimizer == 0
+    assert plan("m3", {**FP32, "optim": "sgd", "optim_args": "momentum=0.9"}, 2).optimizer == m3 / 2
+    assert m3 / 4 < plan("m3", {**FP32, "optim": "adamw_bnb_8bit"}, 2).optimizer < m3 / 3
+
+
 def test_what_fits_is_chosen() -> None:
     """Without recomputing where that fits, in more rows where they do, and recomputing no more than it takes."""
     assert (chosen("m5", 77.9).micro_batch_rows, chosen("m5", 77.9).recomputed_layers) == (2, 0)
@@ -130,6 +175,14 @@ def test_what_cannot_fit_says_what_would() -> None:
         chosen("m5", 12, LORA)
     with pytest.raises(UserError, match=r"of \d GiB would do, as would a smaller size$"):
         chosen("m5", 3, QLORA)
+    with pytest.raises(
+        UserError, match=r"would do, as would --fp8 true \(4\d GiB\), --peft lora \(\d\d GiB\), --peft"
+    ):
+        chosen("m5", 50, {**EIGHT_BITS, "has_fp8": True})
+    for options, budget in ((EIGHT_BITS, 50), ({**EIGHT_BITS, "has_fp8": True}, 40), (FP8, 40)):
+        with pytest.raises(UserError, match="--peft qlora .* or a smaller size") as error:
+            chosen("m5", budget, options)
+        assert "--fp8" not in str(error.value)
 
 
 def test_the_plan_is_printed_without_a_gpu_or_torchao(
@@ -140,6 +193,11 @@ def test_the_plan_is_printed_without_a_gpu_or_torchao(
     run_script(train_clm.main)
     printed = capsys.readouterr().out
     assert "2 row(s) a forward pass, nothing recomputed" in printed and "weights 13.06" in printed
+    title, card, parts, _ = printed.splitlines()
+    assert title.startswith("m5, 1,000,000,000 tokens (--train_tokens plans another number): 954 steps of 1,048,576, ")
+    assert title.endswith("each 256 pass(es) of 2 row(s)")
+    assert card == "card h100-80: 79.2 GiB, of which the run may use 78.0"
+    assert parts.endswith("working 0.49, loss 0.55; working is logits and the head's gradient")
     monkeypatch.setattr(sys, "argv", [*argv, "a100-40"])
     with pytest.raises(SystemExit) as stop:
         run_script(train_clm.main)
@@ -154,6 +212,7 @@ def test_the_plan_of_adapters_is_printed_without_a_gpu_a_library_or_weights(
     monkeypatch.setattr(sys, "argv", ["train_clm.py", *argv])
     run_script(train_clm.main)
     printed = capsys.readouterr().out
+    assert printed.startswith("m5, 209,715,200 tokens (--train_tokens plans another number): 200 steps of 1,048,576,")
     assert "qlora: 42,475,520 parameters are trained, of rank 16 beside q_proj, " in printed
     assert "weights 3.71, gradients 0.16, optimizer 0.32" in printed and "peak 18.4 GiB" in printed
 
@@ -172,6 +231,21 @@ def test_the_plan_of_adapters_is_printed_without_a_gpu_a_library_or_weights(
         (["--plan", "--gpu", "80", "--memory_budget", "some"], "--memory_budget some is neither auto nor a number"),
         (["--plan", "--gpu", "80", "--memory_budget", "0"], "--memory_budget 0 is neither auto nor a number"),
         (["--gpu", "h100-80"], "--gpu 'h100-80' is for --plan alone; add it, or leave --gpu out"),
+        (["--plan", "--gpu", "80", "--kernels", "fast"], "--kernels='fast' is none of auto, reference, fused; choose"),
+        (
+            ["--plan", "--gpu", "80", "--kernels", "fused", "--torch_compile", "true"],
+            "--torch_compile true contradicts --kernels fused, whose layers are compiled one by one; leave one out",
+        ),
+        (
+            ["--kernels", "fused", "--fp16", "true", "--use_cpu", "true"],
+            "--kernels fused takes bf16 or fp32 and a head_dim of at most 256, and the run has --fp16 true; leave",
+        ),
+        (
+            ["--weights_dtype", "bfloat16", "--optim", "adamw_torch_8bit", "--fp16", "true"]
+            + ["--optim_args", "bf16_stochastic_round=True"],
+            "--weights_dtype bfloat16 contradicts --fp16 true, with which products are in float16; give --bf16 true",
+        ),
+        (["--optim_args", "momentum"], "--optim_args 'momentum' is no list of options; write it as name=value"),
         (["--weights_dtype", "int3"], "--weights_dtype 'int3' is none of float32, bfloat16; choose one"),
         (["--weights_dtype", "bfloat16"], "--weights_dtype bfloat16 with --optim adamw_torch_fused loses updates"),
         (["--memory_budget", "20", "--use_cpu", "true"], "--memory_budget 20 is of a GPU, and the run has none"),
@@ -191,6 +265,63 @@ def test_a_model_that_is_divided_among_devices_has_no_plan(monkeypatch: pytest.M
         parse_run(argv, RECIPES)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert parse_run(argv, RECIPES).memory is None
+
+    with pytest.raises(
+        UserError, match="--plan counts a model that is whole on its device, and FSDP or DeepSpeed div"
+    ):
+        parse_run([*argv, "--plan"], RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--attn_implementation", "nonsense"],
+            "--config 'm1' with --attn_implementation 'nonsense' makes no model (",
+        ),
+        (["--model_name_or_path", "/no/such"], "--model_name_or_path '/no/such' is no such folder, and no Hub id"),
+    ],
+)
+def test_a_plan_says_what_the_run_would(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_clm.py", "--plan", "--gpu", "80", *options])
+    with pytest.raises(SystemExit):
+        run_script(train_clm.main)
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_plan_is_of_the_precision_that_is_asked_for() -> None:
+    """Wherever it is made; bf16 weights without autocast are computed with in bf16."""
+
+    def planned(*argv: str) -> MemoryPlan | None:
+        return parse_run(["--plan", "--gpu", "80", "--per_device_train_batch_size", "1", *argv], RECIPES).memory
+
+    m3 = planned("--config", "m3")
+    assert m3 is not None and planned("--config", "m3", "--bf16", "true") == m3
+    fp32 = planned("--config", "m3", "--bf16", "false")
+    assert fp32 is not None and fp32.casts == 0 and fp32.activations > 1.9 * m3.activations
+    m5 = ["--config", "m5", "--gpu", "h100-80"]
+    assert planned(*m5, "--bf16", "false") == planned(*m5)
+    fp16 = planned("--config", "m3", "--fp16", "true")
+    assert fp16 is not None and fp16.activations > 1.3 * m3.activations  # of the reference
+
+
+def test_a_plan_without_train_tokens_is_of_the_recipes_steps() -> None:
+    argv = ["--config", "m5", "--plan", "--gpu", "h100-80"]
+    assert parse_run(argv, RECIPES).plan.batch_rows * 2048 == 2**20
+    assert parse_run([*argv, "--train_tokens", "32000"], RECIPES).plan.batch_rows == 4
+    assert parse_run([*argv, "--batch-tokens", "8192"], RECIPES).plan.batch_rows == 4
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_recomputing_is_asked_for_by_either_name(name: str) -> None:
+    if name not in TrainingArguments.__dataclass_fields__:
+        pytest.skip("a name of later versions")
+    run = parse_run(["--plan", "--gpu", "80", f"--{name}", "true"], RECIPES)
+    assert run.memory is not None and run.memory.recomputed_layers == run.config.num_hidden_layers
+    assert run.training_arguments.gradient_checkpointing
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to plan for")

@@ -5,6 +5,7 @@
 
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -114,12 +115,14 @@ def test_a_resumed_run_comes_to_the_same(
     capsys: pytest.CaptureFixture[str],
     method: str,
 ) -> None:
-    """With dropout, whose random numbers go on where they were."""
+    """With dropout, whose random numbers go on where they were, and from a base that was moved."""
     options = [*peft_argv, method, "--lora_dropout", "0.1", "--save_strategy", "steps", "--save_steps", "20"]
     run(monkeypatch, options)
     checkpoint = tmp_path / "run" / "checkpoint-20"
     assert not (checkpoint / "model.safetensors").exists()
+    moved = shutil.copytree(tmp_path / "base", tmp_path / "moved")
     resumed = ["--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", str(checkpoint)]
+    resumed += ["--model_name_or_path", str(moved)]
     run(monkeypatch, [*options, *resumed])
     whole, later = read(tmp_path / "run"), read(tmp_path / "resumed")
     assert later["resumed_from_step"] == 20 and later["final"] == whole["final"]
@@ -129,18 +132,28 @@ def test_a_resumed_run_comes_to_the_same(
         for name, weight in ours.items():
             assert torch.equal(weight, theirs[name]), name
     for wrong, message in (
-        (["--lora_r", "8"], "was trained with --lora_r 4, and the run has 8; give the same"),
-        (["--lora_alpha", "99"], "was trained with --lora_alpha 8, and the run has 99"),
-        (["--lora_dropout", "0.2"], "was trained with --lora_dropout 0.1, and the run has 0.2"),
-        (["--lora_targets", "q_proj"], "was trained with --lora_targets .*, and the run has .*'q_proj'"),
+        (["--lora_r", "8"], "was trained with --lora_r 4, and the run is with --lora_r 8; give the same"),
+        (
+            ["--model_name_or_path", str(tmp_path / "run")],
+            "was trained beside other weights than those of --model_name_or_path '.*run'; name the weights that it",
+        ),
     ):
         with pytest.raises(SystemExit, match="2"):
-            run(monkeypatch, [*options, *resumed, *wrong])
+            run(monkeypatch, [*options, *resumed, "--output_dir", str(tmp_path / "other"), *wrong])
         assert re.search(message, capsys.readouterr().err)
     without = peft_argv[:-5] + options[len(peft_argv) + 3 :]
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, [*without, *resumed])
-    assert "holds adapters, and the run trains none; give or leave out --peft" in capsys.readouterr().err
+    assert f"was trained with --peft {method}, and the run is without --peft; give" in capsys.readouterr().err
+    for folder in ("run/adapter", "run/checkpoint-20"):
+        with pytest.raises(SystemExit, match="2"):
+            run(
+                monkeypatch,
+                [*options, "--output_dir", str(tmp_path / "other"), "--model_name_or_path", str(tmp_path / folder)],
+            )
+        error = capsys.readouterr().err
+        assert f"error: --model_name_or_path '{tmp_path / folder}' holds adapters and not the model" in error
+        assert f"name the output folder of the run that trained them, '{tmp_path / 'run'}', where" in error
 
 
 @pytest.mark.parametrize("method", METHODS)
