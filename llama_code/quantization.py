@@ -16,6 +16,8 @@ PACKAGES = {NF4: "bitsandbytes", INT8: "torchao"}
 def quantized(kind: str, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` for quantized decoder layers; the head stays as it is.
 
+    Modules to leave alone are not named: transformers then finds the head itself, whatever its name.
+
     Args:
         kind: `nf4`, in 4 bits with scales that are quantized once more (Dettmers et al. 2023), or `int8`, in 8 bits
             with a scale a row.
@@ -33,13 +35,12 @@ def quantized(kind: str, dtype: torch.dtype, device: torch.device | str) -> dict
     if kind == INT8:
         from torchao.quantization import Int8WeightOnlyConfig
 
-        configuration = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head"])
+        configuration = TorchAoConfig(Int8WeightOnlyConfig())
     else:
         configuration = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head"],  # of 4 bits too
         )
     return {"quantization_config": configuration, "device_map": {"": device}}

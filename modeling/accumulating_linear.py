@@ -46,14 +46,19 @@ def lay_side_by_side(modules: Sequence[nn.Linear]) -> torch.Tensor:
     """Move the weights of linear layers that take the same input to where they follow each other; return all as one.
 
     What is moved is each parameter's data: the parameters stay the same objects, and must stay where they are now.
+    Weights that already follow each other are left alone.
 
     Returns:
         `(sum of out_features, in_features)`, of which the weights are views.
     """
     weights = [module.weight.detach() for module in modules]
-    joined = torch.cat(weights)
-    for module, weight in zip(modules, _split(joined, weights), strict=True):
-        module.weight.data = weight
+    if _follow_each_other(weights):
+        return side_by_side(weights)
+    # In a caller's inference mode they would become tensors that cannot be trained any more.
+    with torch.inference_mode(False), torch.no_grad():
+        joined = torch.cat(weights)
+        for module, weight in zip(modules, _split(joined, weights), strict=True):
+            module.weight.data = weight
     return joined
 
 
@@ -97,12 +102,21 @@ def side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     Raises:
         RuntimeError: they do not.
     """
-    first, end = tensors[0], tensors[0].data_ptr()
-    for tensor in tensors:
-        if tensor.data_ptr() != end or not tensor.is_contiguous():
-            raise RuntimeError("what accumulate_in_fp32 laid side by side was moved; call it after moving a model")
-        end += tensor.nbytes
+    if not _follow_each_other(tensors):
+        raise RuntimeError("what accumulate_in_fp32 laid side by side was moved; call it after moving a model")
+    first = tensors[0]
     return first.as_strided((sum(len(tensor) for tensor in tensors), *first.shape[1:]), first.stride())
+
+
+def _follow_each_other(tensors: Sequence[torch.Tensor]) -> bool:
+    storage, end = tensors[0].untyped_storage().data_ptr(), tensors[0].data_ptr()
+    for tensor in tensors:
+        # Neighbours in memory of storages of their own cannot be one view.
+        is_here = tensor.untyped_storage().data_ptr() == storage and tensor.data_ptr() == end
+        if not is_here or not tensor.is_contiguous():
+            return False
+        end += tensor.nbytes
+    return True
 
 
 def gradient_of(weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from llama_code.errors import UserError
 from llama_code.evaluation.mbpp import FORMS
+from llama_code.evaluation.sampling import MAX_TEMPERATURE, MIN_TEMPERATURE
 from llama_code.evaluation.tasks import BENCHMARKS
 from llama_code.quantization import PACKAGES
 
 TASKS = ("perplexity", *BENCHMARKS)
-# Below, logits over the temperature overflow; above, sampling is uniform.
-MIN_TEMPERATURE = 1e-3
-MAX_TEMPERATURE = 1e3
 PROTOCOL_FILE = "protocol.json"
 NEEDS_MODEL = (
     "num_samples",

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import llama_code.modeling  # noqa: F401  registers the models
 from llama_code.errors import UserError
 from llama_code.evaluation.healing import heal
-from llama_code.evaluation.sampling import Sampler, engine
+from llama_code.evaluation.sampling import Sampler
 from llama_code.evaluation.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.gpu
@@ -66,8 +66,37 @@ def test_rows_do_not_see_each_other(own_vocabulary):
     assert {key: sample.ids for key, sample in few.items()} == {key: sample.ids for key, sample in together.items()}
 
 
+def test_sampling_in_a_callers_inference_mode_and_again_in_graphs_of_its_own(own_vocabulary):
+    model = m1(torch.float32)
+    options = {**GREEDY, "max_new_tokens": 20, "batch_size": 4}
+    with torch.inference_mode():
+        first = draw_all(model, own_vocabulary, PROMPTS, **options)
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    again = draw_all(model, own_vocabulary, PROMPTS, **options)
+    assert {key: sample.ids for key, sample in again.items()} == {key: sample.ids for key, sample in first.items()}
+    assert places == [parameter.data_ptr() for parameter in model.parameters()]
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_a_gpu_that_is_not_current(own_vocabulary):
+    options = {"sampler": Sampler(), "num_samples": 3, "max_new_tokens": 30, "batch_size": 7}
+    expected = draw_all(m1(torch.float32), own_vocabulary, PROMPTS, **options)
+    drawn = draw_all(m1(torch.float32).to("cuda:1"), own_vocabulary, PROMPTS, **options)
+    assert torch.cuda.current_device() == 0
+    assert {key: sample.ids for key, sample in drawn.items()} == {key: sample.ids for key, sample in expected.items()}
+
+
 def test_what_cannot_fit_is_said(own_vocabulary, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**28, 2**30))
-    monkeypatch.setattr(engine, "PREFILL_BYTES", 2**27)
-    with pytest.raises(UserError, match="needs .* GiB for keys and values and the GPU has 0.2 GiB free; lower --max"):
+    with pytest.raises(UserError, match="need 0.* GiB of the GPU's memory, of which 0.25 GiB are free; .* lower"):
         draw_all(m1(torch.bfloat16), own_vocabulary, PROMPTS, **GREEDY)
+
+
+def test_memory_that_runs_out_is_told(own_vocabulary, monkeypatch):
+    """Where others take what was free."""
+    model = m1(torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**60, 2**60))
+    options = {"sampler": Sampler(), "num_samples": 2**17, "max_new_tokens": 512, "batch_size": 2**17}
+    with pytest.raises(UserError, match=r"sampling 131072 row\(s\) at once .* or give --batch_size 65536$"):
+        draw_all(model, own_vocabulary, {"a": "x = 1"}, **options)

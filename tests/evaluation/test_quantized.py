@@ -8,13 +8,13 @@ import pytest
 import torch
 from eval_tiny import PROMPTS, on_linux
 from test_sampling import draw_all
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BioGptConfig, BioGptForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llama_code.errors import UserError
 from llama_code.evaluation.loading import find_model, load_model
 from llama_code.evaluation.perplexity import perplexity
 from llama_code.evaluation.sampling import Sampler
-from llama_code.quantization import PACKAGES
+from llama_code.quantization import PACKAGES, quantized
 
 needs = {
     kind: pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {package}")
@@ -50,6 +50,18 @@ def test_a_quantized_model_says_nearly_the_same(model_dir, kind):
     together = draw_all(model, vocabulary, PROMPTS, **options, batch_size=6)
     alone = draw_all(model, vocabulary, PROMPTS, **options, batch_size=1)
     assert [sample.ids[0] for sample in alone.values()] == [together[key].ids[0] for key in alone]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_of_another_name_stays_as_it_is(tmp_path, tokenizer, kind):
+    config = BioGptConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    BioGptForCausalLM(config).save_pretrained(tmp_path)
+    model = BioGptForCausalLM.from_pretrained(tmp_path, **quantized(kind, torch.float32, "cpu"))
+    assert type(model.output_projection.weight) is torch.nn.Parameter
+    assert type(model.biogpt.layers[1].fc2.weight) is not torch.nn.Parameter
 
 
 @on_linux

@@ -1,12 +1,21 @@
 import pytest
 import torch
+from accelerate import cpu_offload
 from eval_tiny import CORPUS, PROMPTS, HealingLogitsProcessor, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    LogitsProcessorList,
+    MistralConfig,
+)
 
 from llama_code.errors import UserError
+from llama_code.evaluation.arguments import EvalArguments
 from llama_code.evaluation.healing import HealedPrompt, heal
 from llama_code.evaluation.perplexity import perplexity
-from llama_code.evaluation.sampling import Limits, Sampler, draw_samples, end_token_ids, sample
+from llama_code.evaluation.sampling import Limits, Sampler, draw_samples, end_token_ids, has_llama_layers, sample
 from llama_code.evaluation.sampling.rows import Row, truncate
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.modeling import LlamaCodeConfig
@@ -32,6 +41,15 @@ def draw(model, vocabulary, prompts, **options):
     for (name, _), drawn in sorted(draw_all(model, vocabulary, prompts, **options).items()):
         samples.setdefault(name, []).append(drawn.text)
     return samples
+
+
+def tiny_gpt2(vocabulary):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(vocabulary.token_bytes), n_embd=32, n_layer=2, n_head=2, n_positions=256, initializer_range=0.3,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def test_batch_of_mixed_prompts_equals_one_at_a_time(model, vocabulary):
@@ -75,6 +93,51 @@ def test_samples_do_not_depend_on_the_models_generation_config(vocabulary):
     assert draw(model, vocabulary, PROMPTS, **SAMPLED) == expected
 
 
+def test_nothing_of_a_generation_config_acts_in_generate_either(vocabulary):
+    model = tiny_gpt2(vocabulary)
+    options = {**SAMPLED, "max_new_tokens": 12}
+    expected = draw_all(model, vocabulary, PROMPTS, **options)
+    common = max(sample.ids[0] for sample in expected.values() if sample.ids)
+    own = GenerationConfig(
+        suppress_tokens=[common], begin_suppress_tokens=[common], bad_words_ids=[[common]], forced_eos_token_id=0,
+        sequence_bias=[[[common], -9.0]], repetition_penalty=3.0, no_repeat_ngram_size=1, min_length=300,
+        min_new_tokens=11, max_time=1e-9, stop_strings=["e"], num_beams=2, use_cache=False, eos_token_id=0,
+        renormalize_logits=True, exponential_decay_length_penalty=(1, 9.0),
+    )  # fmt: skip
+    model.generation_config = own
+    assert draw_all(model, vocabulary, PROMPTS, **options) == expected
+    assert model.generation_config is own
+    sample_lengths = {len(sample.ids) for sample in expected.values()}
+    assert max(sample_lengths) == 12, "some rows must meet their limit"
+
+
+def test_sliding_windows_go_through_generate_with_a_cache_of_their_size(vocabulary):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(vocabulary.token_bytes), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=4, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not has_llama_layers(model)
+    drawn = draw_all(model, vocabulary, PROMPTS, **GREEDY, max_new_tokens=12)
+    for name in ("empty", "newline"):
+        ids = drawn[name, 0].ids
+        prompt = heal(vocabulary, PROMPTS[name])
+        read = torch.tensor([[*prompt.ids, *ids]])
+        likeliest = model(read, use_cache=False).logits.argmax(-1)[0, len(prompt.ids) - 1 : -1].tolist()
+        num_due = len(prompt.cut)  # tokens that are constrained, at most
+        assert likeliest[num_due:] == ids[num_due:] and len(ids) == 12
+
+
+def test_offloaded_weights_go_through_generate(model, vocabulary):
+    expected = draw(model, vocabulary, PROMPTS, **SAMPLED)
+    offloaded = tiny_model(len(vocabulary.token_bytes), max_position_embeddings=1024)
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    assert offloaded.device.type == "meta" and not has_llama_layers(offloaded)
+    assert draw(offloaded, vocabulary, PROMPTS, **SAMPLED) == expected
+
+
 def test_a_library_call(model, tokenizer, vocabulary):
     samples = list(sample(model, tokenizer, ["x = 1", "def f("], 2, max_new_tokens=5, temperature=0.5))
     assert sorted((drawn.name, drawn.number) for drawn in samples) == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
@@ -85,7 +148,14 @@ def test_a_library_call(model, tokenizer, vocabulary):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, r"temperature is -0\.1 and must be 0 or more"),
+        (
+            {"temperature": -0.1},
+            r"temperature is -0\.1 and must be 0, for the likeliest token, or from 0\.001 to 1000;",
+        ),
+        ({"temperature": 1e-4}, "temperature is 0.0001 and must be"),
+        ({"temperature": float("inf")}, "temperature is inf and must be"),
+        ({"temperature": float("nan")}, "temperature is nan and must be"),
+        ({"top_p": float("nan")}, "top_p is nan and must be in"),
         ({"top_p": 0.0}, r"top_p is 0\.0 and must be in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p is 1\.5 and must be in"),
         ({"top_k": -1}, "top_k is -1 and must be 0, for all tokens, or more"),
@@ -93,12 +163,36 @@ def test_a_library_call(model, tokenizer, vocabulary):
         ({"max_new_tokens": 0}, "max_new_tokens is 0 and must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0 and must be at least 1"),
         ({"stop_strings": ["\n", ""]}, "must be texts that are not empty"),
+        ({"stop_strings": "\n"}, r"stop_strings is '\\n' and must be several texts, not one; put it in a list"),
+        ({"prompts": "x = 1"}, "prompts is 'x = 1' and must be several texts, not one; put it in a list"),
         ({"max_new_tokens": 2000}, "the prompt of 0 has .* lower --max_new_tokens"),
     ],
 )
 def test_a_call_that_cannot_be_is_told_before_anything_is_drawn(model, tokenizer, options, message):
     with pytest.raises(UserError, match=message):
-        sample(model, tokenizer, ["x = 1"], **options)
+        sample(model, tokenizer, **{"prompts": ["x = 1"], **options})
+
+
+def test_stop_strings_of_a_generator_count_for_every_row(model, tokenizer):
+    options = {"num_samples": 8, "max_new_tokens": 30}
+    stops = ("e", "a")
+    expected = sorted(sample(model, tokenizer, ["x = 1"], stop_strings=stops, **options))
+    assert sorted(sample(model, tokenizer, ["x = 1"], stop_strings=iter(stops), **options)) == expected
+    assert expected != sorted(sample(model, tokenizer, ["x = 1"], **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"temperature": float(value)}, f"--temperature is {value} and must be 0") for value in ("inf", "nan")),
+        ({"temperature": 1e-4}, "--temperature is 0.0001 and must be 0"),
+        ({"top_p": float("nan")}, "--top_p is nan and must be in"),
+        ({"top_k": -1}, "--top_k is -1 and must be 0"),
+    ],
+)
+def test_the_command_line_has_the_same_rules(options, message):
+    with pytest.raises(UserError, match=message):
+        EvalArguments(tasks="humaneval", model="m", **options)
 
 
 def test_weights_that_are_not_finite(tokenizer, vocabulary):

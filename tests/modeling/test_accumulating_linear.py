@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from llama_code.modeling import LlamaCodeForCausalLM
-from llama_code.modeling.accumulating_linear import accumulate_in_fp32, accumulating_linear, side_by_side
+from llama_code.modeling.accumulating_linear import (
+    accumulate_in_fp32,
+    accumulating_linear,
+    lay_side_by_side,
+    side_by_side,
+)
 from llama_code.training.compiled import recompute_layers
 from tests.modeling.test_fused import DEVICE, batch, gradients, models
 
@@ -84,6 +89,25 @@ def test_weights_lie_side_by_side_and_are_saved_apart(tmp_path: Path) -> None:
     assert loaded.keys() == expected.keys()
     for name, parameter in model.state_dict().items():
         assert torch.equal(parameter, expected[name]) and torch.equal(loaded[name], expected[name]), name
+
+
+def test_what_lies_side_by_side_is_left_alone() -> None:
+    model = models()[1]
+    mlp = model.model.layers[0].mlp
+    lay_side_by_side([mlp.gate_proj, mlp.up_proj])
+    places = [x.data_ptr() for x in model.parameters()]
+    joined = lay_side_by_side([mlp.gate_proj, mlp.up_proj])
+    assert places == [x.data_ptr() for x in model.parameters()]
+    assert joined.data_ptr() == mlp.gate_proj.weight.data_ptr()
+    assert torch.equal(joined, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+
+
+def test_weights_that_an_inference_mode_lays_side_by_side_can_be_trained() -> None:
+    model = models()[1]
+    with torch.inference_mode():
+        accumulate_in_fp32(model)
+    model(**batch()).loss.backward()
+    assert not any(parameter.is_inference() for parameter in model.parameters())
 
 
 def test_weights_that_lie_apart_are_refused() -> None:

@@ -15,6 +15,8 @@ from llama_code.evaluation.sampling.rows import Limits, Sample, rows_to_draw
 from llama_code.evaluation.vocabulary import Vocabulary
 
 __all__ = [
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
     "Limits",
     "Sample",
     "Sampler",
@@ -25,6 +27,10 @@ __all__ = [
     "has_llama_layers",
     "sample",
 ]
+
+# Below, logits over the temperature overflow; above, sampling is uniform.
+MIN_TEMPERATURE = 1e-3
+MAX_TEMPERATURE = 1e3
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -64,7 +70,7 @@ def sample(
     temperature: float = 0.8,
     top_p: float = 0.95,
     top_k: int = 0,
-    stop_strings: Sequence[str] = (),
+    stop_strings: Iterable[str] = (),
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Iterator[Sample]:
@@ -80,7 +86,7 @@ def sample(
         prompts: texts, by name; or a list of them, which are named by their places, "0" and so on.
         num_samples: completions of each prompt.
         max_new_tokens: most tokens of each, those included that repeat the text cut from the prompt.
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: divides the logits, from 0.001 to 1000; 0 takes the likeliest token.
         top_p: mass of the nucleus, in (0, 1].
         top_k: how many of the likeliest tokens are kept; 0 for all.
         stop_strings: a completion ends before the first of these.
@@ -90,14 +96,21 @@ def sample(
     Raises:
         UserError: an option is out of range, or a prompt does not fit the model's context; told at the call.
     """
+    # A text is a sequence of texts too, of its characters.
+    for name, texts in (("prompts", prompts), ("stop_strings", stop_strings)):
+        if isinstance(texts, str | bytes):
+            raise UserError(f"{name} is {texts[:80]!r} and must be several texts, not one; put it in a list")
+    stops = tuple(stop_strings)
+    temperatures = f"0, for the likeliest token, or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}"
+    has_temperature = temperature == 0 or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
     for name, value, is_right, rule in (
         ("num_samples", num_samples, num_samples >= 1, "at least 1"),
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("temperature", temperature, has_temperature, temperatures),
         ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
         ("top_k", top_k, top_k >= 0, "0, for all tokens, or more"),
         ("batch_size", batch_size, batch_size is None or batch_size >= 1, "at least 1, or None for what fits"),
-        ("stop_strings", list(stop_strings), "" not in stop_strings, "texts that are not empty"),
+        ("stop_strings", list(stops), "" not in stops, "texts that are not empty"),
     ):
         if not is_right:
             raise UserError(f"{name} is {value!r} and must be {rule}; give such a value or leave it out")
@@ -109,7 +122,7 @@ def sample(
         {name: heal(vocabulary, text) for name, text in named.items()},
         dict.fromkeys(named, range(num_samples)),
         sampler=Sampler(temperature, top_p, top_k),
-        limits=Limits(max_new_tokens, stop_strings, frozenset(end_token_ids(model, vocabulary))),
+        limits=Limits(max_new_tokens, stops, frozenset(end_token_ids(model, vocabulary))),
         seed=seed,
         batch_size=batch_size,
     )
@@ -155,11 +168,6 @@ def draw_samples(
             else:
                 finished = generate_rows(*arguments, on_tokens=progress.update)
             for count, row in enumerate(finished, start=1):
-                if row.log_probs and row.log_probs[-1] != row.log_probs[-1]:
-                    raise UserError(
-                        f"the log-probabilities of {row.name} came out as NaN: the model's weights are not finite; "
-                        "give another checkpoint"
-                    )
                 yield row.sample()
                 progress.total -= limits.max_new_tokens - len(row.ids)
                 progress.set_postfix_str(f"{count:,} of {len(rows):,} samples", refresh=False)

@@ -44,4 +44,4 @@ class Constraints:
     def after(self, states: Tensor, ids: Tensor) -> Tensor:
         """Return the states that rows are in after these tokens, `(batch,)` int64."""
         num_new = self.num_bytes[ids]
-        return torch.where(num_new < self.num_due[states], states + num_new, 0)
+        return (states + num_new).masked_fill_(num_new >= self.num_due[states], 0)

@@ -7,6 +7,7 @@ under way: a row that has ended leaves, and the next in line takes its slot.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llama_code.errors import UserError
+from llama_code.evaluation.sampling.capacity import READING_BYTES, fitting
 from llama_code.evaluation.sampling.constraints import Constraints
 from llama_code.evaluation.sampling.draw import Sampler, draw
-from llama_code.evaluation.sampling.key_value_caches import DenseCache, PagedCache, Slots, num_pages
+from llama_code.evaluation.sampling.key_value_caches import DenseCache, PagedCache, Slots
 from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder, to_device
-from llama_code.evaluation.sampling.paged_attention import PAGE
 from llama_code.evaluation.sampling.rows import Row, row_key
+from llama_code.evaluation.sampling.steps import steps_on
 from llama_code.evaluation.vocabulary import Vocabulary
-from llama_code.modeling.triton_support import triton
-
-MAX_ROWS = 4096
-CPU_ROWS = 64
-# Steps between two looks at what was drawn. A CPU has to do both itself.
-GPU_STEPS = 8
-# Prompts are read together while their keys and values take no more than this.
-PREFILL_BYTES = 2**30
-# Of the GPU's free memory, to what is not counted.
-SPARE = 0.1
 
 
 @dataclass
@@ -57,14 +49,12 @@ class Window:
 
     Attributes:
         rows: by slot, whether a row entered just before.
-        ids, log_probs: on the host when `arrived`, `(1 + steps, slots)`; the first are of rows that just entered.
-        arrived: when they are there; None on a CPU.
+        fetch: waits for ids and log-probabilities and returns them, each `(1 + steps, slots)`; the first are of rows
+            that just entered.
     """
 
     rows: list[tuple[int, Row, bool]]
-    ids: Tensor
-    log_probs: Tensor
-    arrived: torch.cuda.Event | None
+    fetch: Callable[[], Sequence[Tensor]]
 
 
 class Engine:
@@ -85,78 +75,77 @@ class Engine:
         `on_tokens` is told how many tokens were drawn, now and then.
 
         Raises:
-            UserError: not one row fits the GPU's memory.
+            UserError: the GPU's memory is not enough.
         """
-        self.decoder = LlamaDecoder(model)
-        self.device = self.decoder.device
-        # What a GPU can do that has Triton: graphs over pages, and steps ahead of the host.
-        self.is_paged = self.device.type == "cuda" and triton is not None
-        self.num_steps = GPU_STEPS if self.is_paged else 1
+        self.device = model.device
+        self.steps = steps_on(self.device)
         self.sampler, self.seed, self.on_tokens = sampler, seed, on_tokens
         self.waiting = deque(rows)
-        self.max_count = rows[0].limits.max_new_tokens
-        vocab_size = self.decoder.head.weight.shape[0]
-        longest = max(len(row.prompt.ids) for row in rows)
-        num_slots = min(batch_size or (MAX_ROWS if self.is_paged else CPU_ROWS), len(rows))
-        pages = 0
-        if self.is_paged:
-            num_slots, pages = self._fitting(rows, num_slots, longest, vocab_size)
-        self.slots = Slots(num_slots, self.max_count, self.device)
-        self.cache: PagedCache | DenseCache
-        if self.is_paged:
-            self.cache = PagedCache(self.decoder, self.slots, pages, longest)
-        else:
-            self.cache = DenseCache(self.decoder, self.slots, longest)
-        self.constraints = Constraints(vocabulary, {row.prompt.cut for row in rows}, vocab_size, self.device)
-        self.states = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
-        self.log_probs = torch.zeros(num_slots, device=self.device)
-        self.keys = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        self.num_slots = min(batch_size or self.steps.most_rows, len(rows))
         self.live: dict[int, Row] = {}
         self.groups: dict[int, Group] = {}
         self.new_slots: set[int] = set()
-        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        self.graph_pool = torch.cuda.graph_pool_handle() if self.is_paged else None
+        with self._work():
+            self._allocate(model, vocabulary, rows)
 
-    def _fitting(self, rows: Sequence[Row], most: int, longest: int, vocab_size: int) -> tuple[int, int]:
-        """Return how many slots and pages fit the GPU."""
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(self.device)
-        config, item = self.decoder.model.config, self.decoder.dtype.itemsize
-        page_bytes = PAGE * self.decoder.token_bytes
-        # A step's logits, and the widest of its other tensors; a prefill's keys and values, twice.
-        row_bytes = vocab_size * item + 4 * self.max_count + 8 * item * (config.intermediate_size + config.hidden_size)
-        spared = SPARE * free + 3 * PREFILL_BYTES
-        own, of_prompt = num_pages(self.max_count), num_pages(longest)
-        # Samples of a prompt share its pages; two groups more than that are cut in two.
-        samples = len(rows) / len({row.name for row in rows})
-        a_row = (own + of_prompt / samples) * page_bytes + row_bytes
-        num_slots = min(most, int((free - spared - 2 * of_prompt * page_bytes) / a_row))
-        if num_slots < 1:
+    def _allocate(self, model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
+        """Take the memory that stays in place as long as there are rows."""
+        self.decoder = LlamaDecoder(model)
+        cuts = {row.prompt.cut for row in rows}
+        self.constraints = Constraints(vocabulary, cuts, self.decoder.vocab_size, self.device)
+        max_count = rows[0].limits.max_new_tokens
+        longest = max(len(row.prompt.ids) for row in rows)
+        self.cache: PagedCache | DenseCache
+        if self.steps.is_ahead:
+            capacity = fitting(self.decoder, rows, self.num_slots, self.steps.free_memory())
+            self.num_slots, num_pages, self.reading_bytes = capacity
+            self.slots = Slots(self.num_slots, max_count, self.device)
+            self.cache = PagedCache(self.decoder, self.slots, num_pages, longest)
+        else:
+            self.reading_bytes = READING_BYTES
+            self.slots = Slots(self.num_slots, max_count, self.device)
+            self.cache = DenseCache(self.decoder, self.slots, longest)
+        self.states = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
+        self.log_probs = torch.zeros(self.num_slots, device=self.device)
+        self.keys = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """Give the device work, and say in a sentence where its memory is not enough."""
+        try:
+            with self.steps.work():
+                yield
+        except torch.OutOfMemoryError as error:
+            remedy = f"--batch_size {self.num_slots // 2}" if self.num_slots > 1 else "smaller weights with --quantize"
             raise UserError(
-                f"the longest prompt with its completion needs {(own + of_prompt) * page_bytes / 2**30:.1f} GiB for "
-                f"keys and values and the GPU has {free / 2**30:.1f} GiB free; lower --max_new_tokens or give smaller "
-                "weights with --quantize"
-            )
-        # As many turns as the rows need, and all of a size.
-        num_slots = -(-len(rows) // -(-len(rows) // num_slots))
-        return num_slots, 1 + int(num_slots * (own + of_prompt / samples)) + 2 * of_prompt + own
+                f"sampling {self.num_slots} row(s) at once took more memory than {self.device} has free; free what "
+                f"others hold of it, lower --max_new_tokens, or give {remedy}"
+            ) from error
 
     @torch.inference_mode()
     def run(self) -> Iterator[Row]:
-        """Yield rows as they are done."""
+        """Yield rows as they are done.
+
+        Raises:
+            UserError: the GPU's memory is not enough, or log-probabilities are NaN.
+        """
         pending: deque[Window] = deque()
         while self.waiting or self.live or pending:
-            self._admit()
-            if self.live:
-                pending.append(self._start_window())
-            # A GPU is given the next steps before the last are looked at.
-            if pending and (len(pending) > self.is_paged or not self.live):
-                yield from self._finish_window(pending.popleft())
+            done: list[Row] = []
+            # What others do between two rows is done on their own stream and device.
+            with self._work():
+                self._admit()
+                if self.live:
+                    pending.append(self._start_window())
+                # A GPU is given the next steps before the last are looked at.
+                if pending and (len(pending) > self.steps.is_ahead or not self.live):
+                    done = self._finish_window(pending.popleft())
+            yield from done
 
     def _admit(self) -> None:
         """Let waiting rows enter free slots, once there are enough of these to make reading prompts worth it."""
-        free = [slot for slot in range(len(self.slots.tokens)) if slot not in self.live]
-        if not self.waiting or (self.live and len(free) < min(len(self.waiting), len(self.slots.tokens) / 8)):
+        free = [slot for slot in range(self.num_slots) if slot not in self.live]
+        if not self.waiting or (self.live and len(free) < min(len(self.waiting), self.num_slots / 8)):
             return
         groups = []
         while self.waiting and free:
@@ -169,12 +158,11 @@ class Engine:
                 break
             slots, free = free[: len(rows)], free[len(rows) :]
             groups.append(Group(rows, slots, self.cache.allocate(slots, len(first.prompt.ids)), len(rows)))
-        most = max(1, PREFILL_BYTES // self.decoder.token_bytes)
         while groups:
             # The first is the longest, and all are padded to it.
-            num_together = max(1, most // len(groups[0].rows[0].prompt.ids))
-            self._enter(groups[:num_together])
-            groups = groups[num_together:]
+            num_together = self.reading_bytes // self.decoder.prompt_bytes(len(groups[0].rows[0].prompt.ids))
+            self._enter(groups[: max(1, num_together)])
+            groups = groups[max(1, num_together) :]
 
     def _enter(self, groups: Sequence[Group]) -> None:
         """Read prompts and draw the first token of each of their rows."""
@@ -212,50 +200,26 @@ class Engine:
             kept[:batch] = new
         counts += 1
 
-    def _run_step(self, batch: int) -> None:
-        """A step, as a graph from its second time on: the first compiles and initializes what it needs."""
-        if batch not in self.graphs:
-            self._step(batch)
-            self.graphs[batch] = None
-            return
-        graph = self.graphs[batch]
-        if graph is None:
-            graph = self.graphs[batch] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.graph_pool):
-                self._step(batch)
-        graph.replay()
-
     def _start_window(self) -> Window:
         """Set steps going."""
         batch = self._close_up()
-        slots, num = self.slots, 1 + self.num_steps
+        num = 1 + self.steps.num_steps
         ids = torch.empty(num, batch, dtype=torch.int64, device=self.device)
         log_probs = torch.empty(num, batch, device=self.device)
         for step in range(num):
-            if step and self.is_paged:
-                self._run_step(batch)
-            elif step:
-                self._step(batch)
-            ids[step], log_probs[step] = slots.tokens[:batch], self.log_probs[:batch]
+            if step:
+                self.steps.run(self._step, batch)
+            ids[step], log_probs[step] = self.slots.tokens[:batch], self.log_probs[:batch]
         rows = [(slot, row, slot in self.new_slots) for slot, row in self.live.items()]
         self.new_slots.clear()
-        if not self.is_paged:
-            return Window(rows, ids, log_probs, None)
-        host_ids, host_log_probs = (torch.empty_like(x, device="cpu", pin_memory=True) for x in (ids, log_probs))
-        host_ids.copy_(ids, non_blocking=True)
-        host_log_probs.copy_(log_probs, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return Window(rows, host_ids, host_log_probs, arrived)
+        return Window(rows, self.steps.fetch(ids, log_probs))
 
     def _close_up(self) -> int:
         """Move rows to the first slots where that makes the batch smaller; returns its size."""
-        batch = len(self.slots.tokens) if self.is_paged else len(self.live)
+        batch = self.num_slots if self.steps.is_ahead else len(self.live)
         # A graph for each half: a batch of a size that was not seen before costs a step without one.
-        while self.is_paged and -(-batch // 2) >= len(self.live):
+        while batch > 1 and -(-batch // 2) >= len(self.live):
             batch = -(-batch // 2)
-            if batch == 1:
-                break
         sources = [slot for slot in self.live if slot >= batch]
         if sources:
             targets = [slot for slot in range(batch) if slot not in self.live][: len(sources)]
@@ -273,11 +237,9 @@ class Engine:
                     self.new_slots.add(target)
         return batch
 
-    def _finish_window(self, window: Window) -> Iterator[Row]:
-        """Look at what was drawn; yield rows that are done, whose slots are free then."""
-        if window.arrived is not None:
-            window.arrived.synchronize()
-        ids, log_probs = window.ids.t().tolist(), window.log_probs.t().tolist()
+    def _finish_window(self, window: Window) -> list[Row]:
+        """Look at what was drawn; returns the rows that are done, whose slots are free then."""
+        ids, log_probs = (fetched.t().tolist() for fetched in window.fetch())
         done: list[Row] = []
         num_new = 0
         for slot, row, is_new in window.rows:
@@ -296,4 +258,4 @@ class Engine:
                 self.cache.release_prompt(group.prompt)
         if left:
             self.slots.prompt_lengths.index_fill_(0, to_device(left, torch.int64, self.device), -1)
-        yield from done
+        return done

@@ -1,6 +1,7 @@
 """Completions from any other causal language model, in left-padded batches through transformers' generate()."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -69,33 +70,41 @@ def generate_rows(
     """Yield rows as their batch is done; `on_tokens` is told how many tokens each step has drawn."""
     size = batch_size or BATCH_SIZE
     cuts = {row.prompt.cut for row in rows}
-    constraints = Constraints(vocabulary, cuts, model.get_output_embeddings().weight.shape[0], model.device)
+    # Offloaded weights are on "meta" between calls; accelerate moves the tokens to where they are used.
+    device = next((x.device for x in model.parameters() if x.device.type != "meta"), torch.device("cpu"))
+    constraints = Constraints(vocabulary, cuts, model.get_output_embeddings().weight.shape[0], device)
     for first in range(0, len(rows), size):
         batch = rows[first : first + size]
         width = max(len(row.prompt.ids) for row in batch)
         padded = [[vocabulary.start_id] * (width - len(row.prompt.ids)) + row.prompt.ids for row in batch]
         masks = [[0] * (width - len(row.prompt.ids)) + [1] * len(row.prompt.ids) for row in batch]
         drawn = DrawnToken(batch, constraints, sampler, seed)
-        model.generate(  # type: ignore[operator]  # PreTrainedModel is declared without generate()
-            torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(masks, device=model.device),
-            generation_config=_neutral_config(batch[0]),
-            logits_processor=LogitsProcessorList([drawn]),
-            stopping_criteria=StoppingCriteriaList([RowsAreDone(batch, drawn, on_tokens)]),
-        )
+        with _bare_generation_config(model):
+            model.generate(  # type: ignore[operator]  # PreTrainedModel is declared without generate()
+                torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(masks, device=device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=batch[0].limits.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=sorted(batch[0].limits.end_ids) or None,
+                    pad_token_id=vocabulary.start_id,
+                ),
+                logits_processor=LogitsProcessorList([drawn]),
+                stopping_criteria=StoppingCriteriaList([RowsAreDone(batch, drawn, on_tokens)]),
+            )
+        assert all(row.is_done for row in batch), "generate() stopped before all rows had ended"
         yield from batch
 
 
-def _neutral_config(row: Row) -> GenerationConfig:
-    # Everything that changes logits is stated: what is left None is filled in from the model's own generation_config,
-    # and a score must not depend on, say, a chat model's repetition penalty.
-    return GenerationConfig(
-        max_new_tokens=row.limits.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=sorted(row.limits.end_ids) or None,
-        pad_token_id=row.prompt.ids[0],
-    )
+@contextmanager
+def _bare_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Take a model's generation_config away: generate() fills what a call leaves open from it.
+
+    A score must not depend on, say, a chat model's repetition penalty, suppressed tokens or limit of time.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

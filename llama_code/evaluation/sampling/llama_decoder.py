@@ -19,9 +19,15 @@ Attend = Callable[[int, Tensor], Tensor]
 
 
 def has_llama_layers(model: PreTrainedModel) -> bool:
-    """Whether `LlamaDecoder` computes what the model computes."""
+    """Whether `LlamaDecoder` computes what the model computes: full attention, all of it on one device."""
     config = model.config
-    return config.model_type in MODEL_TYPES and config.rope_parameters["rope_type"] not in CHANGING_ROPE
+    if config.model_type not in MODEL_TYPES or config.rope_parameters["rope_type"] in CHANGING_ROPE:
+        return False
+    if any(DynamicCache(config=config).is_sliding):
+        return False
+    places = getattr(model, "hf_device_map", {}).values()
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(set(places)) <= 1 and len(devices) == 1 and torch.device("meta") not in devices
 
 
 def to_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -38,6 +44,7 @@ class LlamaDecoder:
 
     Attributes:
         model: the model itself, in eval mode.
+        vocab_size: of the logits.
         cos, sin: of each position, `(max_position_embeddings, head_dim)`, fp32.
     """
 
@@ -46,6 +53,7 @@ class LlamaDecoder:
         self.model = model
         self.decoder = model.get_decoder()
         self.head = model.get_output_embeddings()
+        self.vocab_size = self.head.weight.shape[0]
         config = model.config
         self.num_layers = config.num_hidden_layers
         self.num_heads = config.num_attention_heads
@@ -68,6 +76,26 @@ class LlamaDecoder:
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_key_value_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes in a step beside its keys and values.
+
+        Logits count twice: once for graphs, whose memory is their own, and once for what comes without one.
+        """
+        config = self.model.config
+        return self.dtype.itemsize * (2 * self.vocab_size + 8 * (config.intermediate_size + self._attention_width))
+
+    def prompt_bytes(self, length: int) -> int:
+        """Bytes that a prompt takes while it is read: its keys and values, the widest layer's tensors, its logits."""
+        config = self.model.config
+        widest = self.dtype.itemsize * (4 * config.intermediate_size + 8 * self._attention_width)
+        # A norm computes in fp32.
+        return length * (self.token_bytes + widest + 16 * config.hidden_size) + self.vocab_size * self.dtype.itemsize
+
+    @property
+    def _attention_width(self) -> int:
+        return (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Read prompts.

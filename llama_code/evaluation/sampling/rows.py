@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from math import isnan
 from typing import NamedTuple
 
+from llama_code.errors import UserError
 from llama_code.evaluation.healing import HealedPrompt
 from llama_code.evaluation.vocabulary import Vocabulary
 
@@ -15,7 +17,7 @@ class Sample(NamedTuple):
         name: of its prompt.
         number: which of the prompt's samples it is, from 0.
         text: up to the first stop string or end token, without it.
-        ids: the tokens drawn, perhaps a few beyond a stop string.
+        ids: the tokens drawn, up to the one that completes a stop string.
         log_probs: of each token, natural, in the model's own distribution: before temperature and cuts.
     """
 
@@ -53,20 +55,37 @@ class Row:
         self.is_done = False
 
     def add(self, ids: Sequence[int], log_probs: Sequence[float]) -> int:
-        """Take the next tokens, without those beyond the end; returns how many were taken."""
+        """Take the next tokens, without those beyond the end; returns how many were taken.
+
+        Raises:
+            UserError: a log-probability is NaN, the end token's included.
+        """
         limits = self.limits
         num_left = limits.max_new_tokens - len(self.ids)
         end = next((i for i, token in enumerate(ids) if token in limits.end_ids), len(ids))
+        if isnan(sum(log_probs[: min(end + 1, num_left)])):
+            raise UserError(
+                f"the log-probabilities of {self.name} came out as NaN: the model's weights are not finite; give "
+                "another checkpoint"
+            )
         self.is_done = self.is_done or end < len(ids) or num_left <= len(ids)
         num_new = min(end, num_left)
         self.ids += ids[:num_new]
         self.log_probs += log_probs[:num_new]
         new = self.vocabulary.decode(ids[:num_new])
         self.bytes += new
+        ends = []
         for stop in limits.stop_strings:
             text = stop.encode()
-            first = max(len(self.prompt.cut), len(self.bytes) - len(new) - len(text) + 1)
-            self.is_done = self.is_done or self.bytes.find(text, first) >= 0
+            at = self.bytes.find(text, max(len(self.prompt.cut), len(self.bytes) - len(new) - len(text) + 1))
+            if at >= 0:
+                ends.append(at + len(text))
+        if ends:
+            self.is_done = True
+            # What was drawn beyond it depends on how many tokens came at once.
+            while len(self.bytes) - len(last := self.vocabulary.decode(self.ids[-1:])) >= min(ends):
+                del self.bytes[len(self.bytes) - len(last) :], self.ids[-1], self.log_probs[-1]
+                num_new -= 1
         return num_new
 
     def sample(self) -> Sample:
