@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from llama_code.evaluation.sampling.one_row import one_row_product
 from llama_code.modeling.accumulating_linear import lay_side_by_side
 from llama_code.modeling.kernels import is_plain
+from llama_code.modeling.triton_support import triton
 
 MODEL_TYPES = ("llama", "llama_code")
 # RoPE whose angles depend on how long the sequence is, so that they cannot be listed by position.
@@ -46,6 +48,7 @@ class LlamaDecoder:
         model: the model itself, in eval mode.
         vocab_size: of the logits.
         cos, sin: of each position, `(max_position_embeddings, head_dim)`, fp32.
+        fuses_one_row: whether a step of one row takes kernels of its own.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -66,11 +69,16 @@ class LlamaDecoder:
         self.cos, self.sin = (angle[0].contiguous() for angle in self.decoder.rotary_emb(fp32, positions))
         self.packed = [
             (
-                _packed(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                _packed(layer.mlp.gate_proj, layer.mlp.up_proj),
+                _side_by_side(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                _side_by_side(layer.mlp.gate_proj, layer.mlp.up_proj),
             )
             for layer in self.decoder.layers
         ]
+        others = [x for layer in self.decoder.layers for x in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+        is_all_plain = all(is_plain(module, nn.Linear) for module in (*others, self.head))
+        is_all_plain &= all(isinstance(weights, Tensor) for both in self.packed for weights in both)
+        on_gpu = self.device.type == "cuda" and triton is not None
+        self.fuses_one_row = is_all_plain and on_gpu and config.hidden_act == "silu"
 
     @property
     def token_bytes(self) -> int:
@@ -116,21 +124,36 @@ class LlamaDecoder:
 
     def decode(self, tokens: Tensor, attend: Attend) -> Tensor:
         """Compute the logits of what follows each row's newest token, `(batch,)`: `(batch, vocab_size)`."""
+        if len(tokens) == 1 and self.fuses_one_row:
+            return self._decode_one_row(tokens, attend)
         states = self.decoder.embed_tokens(tokens)
         for i, (layer, (qkv, gate_up)) in enumerate(zip(self.decoder.layers, self.packed, strict=True)):
-            attended = attend(i, qkv(_norm(states, layer.input_layernorm)))
+            attended = attend(i, _product(_norm(states, layer.input_layernorm), qkv))
             states = _added(states, attended, layer.self_attn.o_proj)
-            gate, up = gate_up(_norm(states, layer.post_attention_layernorm)).chunk(2, dim=-1)
+            gate, up = _product(_norm(states, layer.post_attention_layernorm), gate_up).chunk(2, dim=-1)
             states = _added(states, layer.mlp.act_fn(gate) * up, layer.mlp.down_proj)
         return self.head(_norm(states, self.decoder.norm))
 
+    def _decode_one_row(self, token: Tensor, attend: Attend) -> Tensor:
+        states = self.decoder.embed_tokens(token)
+        for i, (layer, (qkv, gate_up)) in enumerate(zip(self.decoder.layers, self.packed, strict=True)):
+            attended = attend(i, one_row_product(states, qkv, norm=layer.input_layernorm))
+            states = one_row_product(attended, layer.self_attn.o_proj.weight, added=states)
+            gated = one_row_product(states, gate_up, norm=layer.post_attention_layernorm, is_gated=True)
+            states = one_row_product(gated, layer.mlp.down_proj.weight, added=states)
+        return one_row_product(states, self.head.weight, norm=self.decoder.norm)
 
-def _packed(*modules: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """Return what computes the modules' outputs side by side."""
-    if not all(is_plain(module, nn.Linear) for module in modules):
-        return lambda x: torch.cat([module(x) for module in modules], dim=-1)
-    weight = lay_side_by_side(modules)
-    return lambda x: F.linear(x, weight)
+
+def _side_by_side(*modules: nn.Linear) -> Tensor | Sequence[nn.Linear]:
+    """Return the modules' weights as one, or the modules where they have to be called."""
+    return lay_side_by_side(modules) if all(is_plain(module, nn.Linear) for module in modules) else modules
+
+
+def _product(x: Tensor, packed: Tensor | Sequence[nn.Linear]) -> Tensor:
+    """Return the modules' outputs side by side."""
+    if isinstance(packed, Tensor):
+        return F.linear(x, packed)
+    return torch.cat([module(x) for module in packed], dim=-1)
 
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:
