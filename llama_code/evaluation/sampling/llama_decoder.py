@@ -137,6 +137,7 @@ class LlamaDecoder:
     def _decode_one_row(self, token: Tensor, attend: Attend) -> Tensor:
         states = self.decoder.embed_tokens(token)
         for i, (layer, (qkv, gate_up)) in enumerate(zip(self.decoder.layers, self.packed, strict=True)):
+            assert isinstance(qkv, Tensor) and isinstance(gate_up, Tensor)
             attended = attend(i, one_row_product(states, qkv, norm=layer.input_layernorm))
             states = one_row_product(attended, layer.self_attn.o_proj.weight, added=states)
             gated = one_row_product(states, gate_up, norm=layer.post_attention_layernorm, is_gated=True)
