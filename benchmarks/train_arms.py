@@ -18,6 +18,7 @@ from llama_code.modeling.fp8_linear import use_fp8
 from llama_code.training.arguments import parse_run
 from llama_code.training.compiled import compile_layers
 from llama_code.training.model import build_model
+from llama_code.training.trainer import keep_moments_in_fp32
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TRAINER_ARM = "llama-code, Trainer"
@@ -153,7 +154,9 @@ def adamw_8bit(model: PreTrainedModel) -> torch.optim.Optimizer:
     """Make the optimizer of m4 and m5."""
     from torchao.optim import AdamW8bit
 
-    return AdamW8bit(model.parameters(), bf16_stochastic_round=True, **ADAMW)
+    optimizer = AdamW8bit(model.parameters(), bf16_stochastic_round=True, **ADAMW)
+    keep_moments_in_fp32(optimizer, model.get_input_embeddings().weight)
+    return optimizer
 
 
 # By arm: what makes its model, and whether it runs under autocast.

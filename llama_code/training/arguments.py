@@ -227,6 +227,7 @@ def _decide(
             fused=arguments.kernels != REFERENCE and can_fuse(training_arguments, config),
             eager=arguments.attn_implementation == "eager",
             has_fp8=not against_fp8 and (arguments.gpu is None or arguments.gpu.lower() in GPU_GIB),
+            is_bf16=training_arguments.bf16,
             step_rows=plan.device_rows,
             rows=[n for n in range(1, plan.micro_batch_rows + 1) if plan.device_rows % n == 0]
             if is_free

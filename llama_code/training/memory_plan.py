@@ -30,12 +30,13 @@ GPU_GIB = {
     "l4-24": 22.0,
 }
 # Left of the card to the driver and to libraries; and what PyTorch's allocator holds between blocks, as a share of the
-# peak, but for small models at least so much: QLoRA's weights in bf16, made for each product and dropped, leave more
-# gaps.
+# peak, but for small models at least so much: LoRA's casts leave more gaps than full training, and QLoRA's weights in
+# bf16, made for each product and dropped, more than these. And what libraries take for products.
 RESERVED_GIB = 1.25
-ALLOCATOR_SHARE = 0.1
+ALLOCATOR_SHARE = 0.08
+ADAPTER_ALLOCATOR_SHARE = {LORA: 0.1, QLORA: 0.2}
 ALLOCATOR_GIB = 0.25
-QLORA_ALLOCATOR_SHARE = 0.2
+WORKSPACE_GIB = 0.05
 BYTES = {"float32": 4, "bfloat16": 2}
 # 4 bits, 8 for each 64 weights' scale, and 32 for each 256 scales' own.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -103,7 +104,7 @@ class MemoryPlan:
         part = "logits and the head's gradient" if self.at_head else "a layer's backward pass"
         recomputed = f"{self.recomputed_layers} layers recomputed" if self.recomputed_layers else "nothing recomputed"
         peak = f"peak {self.peak / GIB:.1f} GiB with {self.micro_batch_rows} row(s) a forward pass"
-        reserved = f"{self.needed / GIB:.1f} GiB with what the allocator holds between blocks"
+        reserved = f"{self.needed / GIB:.1f} GiB or so with what the allocator holds between blocks"
         return [f"memory in GiB: {listed}; working is {part}", f"{peak}, {recomputed}; {reserved}"]
 
 
@@ -195,14 +196,14 @@ def plan_memory(
         recomputed_layers=recomputed_layers,
         weights=own_bytes * in_own_dtype + NF4_BYTES * in_4_bits + 4 * num_adapters,
         gradients=4 * num_trained - 2 * in_16_bits,
-        optimizer=state_bytes(optim, optim_args, num_trained, head if adapters is None else 0, own_bytes),
+        optimizer=state_bytes(optim, optim_args, num_trained, head if adapters is None else 0),
         casts=compute_bytes * num_cast,
         activations=num_layers * layer + recomputed_layers * compute_bytes * tokens * width,
-        working=max(working, at_head),
+        working=max(working, at_head) + WORKSPACE_GIB * GIB,
         at_head=at_head > working,
         accumulates=accumulates,
         loss=(4 * head if adapters is None else 0) + 2 * compute_bytes * tokens * width,
-        allocator_share=QLORA_ALLOCATOR_SHARE if in_4_bits else ALLOCATOR_SHARE,
+        allocator_share=ADAPTER_ALLOCATOR_SHARE[adapters.method] if adapters else ALLOCATOR_SHARE,
     )
 
 
@@ -224,6 +225,7 @@ def choose_plan(
     optim_args: str | None = None,
     eager: bool = False,
     has_fp8: bool = False,
+    is_bf16: bool = True,
 ) -> MemoryPlan:
     """Return the plan that is expected to be fastest of those that fit.
 
@@ -233,6 +235,7 @@ def choose_plan(
         layers: numbers of recomputed layers to choose from.
         budget: bytes that may be reserved.
         has_fp8: whether the run could compute in fp8, which is then told where it would fit.
+        is_bf16: whether it computes in bf16, which is told otherwise.
         config, num_parameters, weights_dtype, compute_bytes, optim, row_length, fused, fp8, adapters, optim_args,
             eager: as in `plan_memory`.
 
@@ -281,10 +284,12 @@ def choose_plan(
     own = with_adapters[adapters.method] if adapters else leanest(optim=EIGHT_BITS, fp8=fp8).needed
     own = min(smallest.needed, own)
     remedy = f"a card or --memory_budget of {_card_gib(own)} GiB would do"
+    in_bf16 = "" if is_bf16 else "--bf16 true "
     if own < smallest.needed:
-        options = f"--weights_dtype bfloat16 --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True, "
-        remedy += f" with {options if adapters is None else ''}one row a forward pass and all layers recomputed"
-    others = {f"--peft {method}": needed for method, needed in with_adapters.items() if needed < own}
+        options = f"--weights_dtype bfloat16 --optim {EIGHT_BITS} --optim_args bf16_stochastic_round=True"
+        options = in_bf16 + (options if adapters is None else "")
+        remedy += f" with {options.strip() + ', ' if options else ''}one row a forward pass and all layers recomputed"
+    others = {f"{in_bf16}--peft {method}": needed for method, needed in with_adapters.items() if needed < own}
     in_fp8 = min(plan.needed for plan in plans(True)) if has_fp8 and not fp8 else math.inf
     if in_fp8 <= budget:
         others = {"--fp8 true": in_fp8, **others}

@@ -52,9 +52,7 @@ ASSUMED = (2, FP32)
 KEPT_BESIDE = {"sgd": ("momentum=",), "rmsprop": ("momentum=", "centered=")}
 
 
-def state_bytes(
-    optim: str, optim_args: str | None, num_parameters: int, num_embedded: int, weight_bytes: int
-) -> float:
+def state_bytes(optim: str, optim_args: str | None, num_parameters: int, num_embedded: int) -> float:
     """Bytes of an optimizer's states.
 
     Args:
@@ -62,13 +60,12 @@ def state_bytes(
         optim_args: its options, as on the command line.
         num_parameters: that are trained.
         num_embedded: of them, those of the embedding. transformers lets bitsandbytes keep their states in fp32, and
-            CodeTrainer lets torchao's 8-bit AdamW keep them in the weights' dtype.
-        weight_bytes: of a weight.
+            CodeTrainer torchao's 8-bit AdamW.
     """
     count, size = STATES.get(optim, ASSUMED)
     count += sum(option in (optim_args or "") for option in KEPT_BESIDE.get(optim, ()))
-    of_embedding = FP32 if PACKAGES.get(optim) == BITSANDBYTES else weight_bytes if optim == EIGHT_BITS else size
-    return count * (size * (num_parameters - num_embedded) + of_embedding * num_embedded)
+    in_fp32 = num_embedded if PACKAGES.get(optim) == BITSANDBYTES or optim == EIGHT_BITS else 0
+    return count * (size * (num_parameters - in_fp32) + FP32 * in_fp32)
 
 
 def state_remark(optim: str) -> list[str]:

@@ -17,7 +17,7 @@ class CodeTrainer(Trainer):
     """A Trainer over packed rows.
 
     What differs from Trainer: `evaluate` measures bits per byte, training logs carry tokens/s and MFU, and of 8-bit
-    moments the embedding's stay in its own dtype. Layers that are compiled for training are evaluated as they are:
+    moments the embedding's stay in fp32. Layers that are compiled for training are evaluated as they are:
     batches of other shapes would be compiled for each.
 
     Args:
@@ -50,12 +50,12 @@ class CodeTrainer(Trainer):
         self._last_log: tuple[float, int] | None = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the optimizer, with moments of the embedding in more than 8 bits."""
+        """Make the optimizer, with moments of the embedding in fp32."""
         optimizer = super().create_optimizer(*args, **kwargs)
         model: Any = self.model
         embedding = model.get_input_embeddings().weight
         if self.args.optim == EIGHT_BITS and embedding.requires_grad:
-            keep_moments(optimizer, embedding)
+            keep_moments_in_fp32(optimizer, embedding)
         return optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -102,13 +102,27 @@ class CodeTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def keep_moments(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
-    """Let AdamW keep a weight's moments in the weight's dtype instead of in 8 bits.
+def keep_moments_in_fp32(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
+    """Let AdamW keep a weight's moments in fp32 instead of in 8 bits, also those that are loaded.
 
     Some tokens are 100,000 times as frequent as others, and their gradients differ as much. Where a block's largest
     moment sets the scale of all, a second moment is rounded to 0 long before its first moment is, and their quotient
-    is a huge step. Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", keep 32 bits here; but saved
-    states are cast to the weight's dtype when they are loaded, so they are in it from the start.
+    is a huge step (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", keep 32 bits here too).
     """
-    moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+    moments = {name: torch.zeros_like(weight, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
     optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
+    # PyTorch casts what it loads to the weight's dtype: what was saved is put in its place.
+    saved: dict[str, torch.Tensor] = {}
+
+    def remember(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        place = next(i for i, parameter in enumerate(parameters) if parameter is weight)
+        saved.update({name: state_dict["state"][numbers[place]][name] for name in moments})
+
+    def restore(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.state[weight] |= {name: moment.to(weight.device) for name, moment in saved.items()}
+        saved.clear()
+
+    optimizer.register_load_state_dict_pre_hook(remember)
+    optimizer.register_load_state_dict_post_hook(restore)

@@ -1,5 +1,6 @@
 """What a run is said to need, and what is chosen for a card."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import train_clm
 from llama_code.errors import UserError, run_script
 from llama_code.training.adapters import DEFAULT_ADAPTERS
 from llama_code.training.arguments import parse_run
-from llama_code.training.memory_plan import GIB, MemoryPlan, choose_plan, num_parameters, plan_memory
+from llama_code.training.memory_plan import GIB, WORKSPACE_GIB, MemoryPlan, choose_plan, num_parameters, plan_memory
 
 RECIPES = Path(train_clm.__file__).parent / "recipes"
 OPTIONS = {"compute_bytes": 2, "row_length": 2048, "fused": True}
@@ -41,7 +42,11 @@ MEASURED = [
     ("m5", LORA, 1, 7, True, 22.91),
     ("m5", QLORA, 4, 0, True, 42.06),
     ("m5", QLORA, 2, 5, True, 20.85),
+    ("m1", FP32, 1, 0, True, 0.526),
+    ("m1", FP32, 32, 0, False, 4.54),
     ("m2", FP32, 1, 1, True, 2.78),
+    ("m2", LORA, 1, 16, True, 0.505),
+    ("m3", QLORA, 1, 23, True, 0.795),
     ("m4", EIGHT_BITS, 2, 0, True, 36.05),
     ("m5", EIGHT_BITS, 2, 0, True, 76.43),
     ("m5", EIGHT_BITS, 4, 0, False, 66.87),
@@ -77,7 +82,7 @@ def test_what_is_always_kept() -> None:
     m5 = plan("m5", EIGHT_BITS, 2)
     count = 7_012_110_336
     assert (m5.weights, m5.gradients, m5.casts) == (2 * count, 4 * count, 0)
-    assert 2 * count < m5.optimizer < 2.1 * count
+    assert 2 * count < m5.optimizer < 2.2 * count
     m3 = plan("m3", FP32, 2)
     count = 496_986_880
     assert (m3.weights, m3.gradients, m3.optimizer, m3.casts) == (4 * count, 4 * count, 8 * count, 2 * count)
@@ -87,8 +92,8 @@ def test_fp32_throughout() -> None:
     """Activations are twice as large as under autocast, and no weight is cast."""
     autocast, fp32 = (plan("m3", {**FP32, "compute_bytes": size}, 4) for size in (2, 4))
     assert fp32.casts == 0 and fp32.activations == pytest.approx(2 * autocast.activations, rel=1e-2)
-    head_gradient = 4 * 32_000 * 1_280
-    assert fp32.working - head_gradient == 2 * (autocast.working - head_gradient)
+    beside_logits = 4 * 32_000 * 1_280 + WORKSPACE_GIB * GIB  # the head's gradient
+    assert fp32.working - beside_logits == pytest.approx(2 * (autocast.working - beside_logits))
 
 
 def test_beside_adapters_only_they_have_gradients() -> None:
@@ -104,8 +109,8 @@ def test_beside_adapters_only_they_have_gradients() -> None:
         assert (planned.gradients, planned.optimizer, planned.casts) == (4 * trained, 8 * trained, 2 * trained)
         assert planned.loss == 2 * 2 * 2048 * 4096
     assert lora.activations > qlora.activations > plan("m5", BF16, 1).activations
-    assert lora.working == 2 * 2048 * 32_000
-    assert qlora.working == 2 * 11_008 * (2 * 2048 + 4_096)
+    assert lora.working - WORKSPACE_GIB * GIB == pytest.approx(2 * 2048 * 32_000)
+    assert qlora.working - WORKSPACE_GIB * GIB == pytest.approx(2 * 11_008 * (2 * 2048 + 4_096))
     # Frozen fp32 weights are cast as trained ones are.
     assert plan("m3", {**FP32, "adapters": DEFAULT_ADAPTERS}, 1).casts > plan("m3", FP32, 1).casts
     few = replace(DEFAULT_ADAPTERS, targets=("q_proj",))
@@ -197,7 +202,7 @@ def test_the_plan_is_printed_without_a_gpu_or_torchao(
     assert title.startswith("m5, 1,000,000,000 tokens (--train_tokens plans another number): 954 steps of 1,048,576, ")
     assert title.endswith("each 256 pass(es) of 2 row(s)")
     assert card == "card h100-80: 79.2 GiB, of which the run may use 78.0"
-    assert parts.endswith("working 0.49, loss 0.55; working is logits and the head's gradient")
+    assert parts.endswith("working 0.54, loss 0.55; working is logits and the head's gradient")
     monkeypatch.setattr(sys, "argv", [*argv, "a100-40"])
     with pytest.raises(SystemExit) as stop:
         run_script(train_clm.main)
@@ -363,3 +368,26 @@ def test_the_peak_of_a_small_model(recomputed: int) -> None:
     options = {**FP32, "micro_batch_rows": 16, "recomputed_layers": recomputed, "accumulates": True}
     expected = plan_memory(config, model.num_parameters(), **options).peak
     assert torch.cuda.max_memory_allocated() - others == pytest.approx(expected, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("argv", "advised"),
+    [
+        (["--config", "m5", "--gpu", "10", "--peft", "lora", "--bf16", "false"], ["--peft", "lora"]),
+        (["--config", "m3", "--gpu", "2", "--fp16", "true"], []),
+        (["--config", "m5", "--gpu", "10"], []),
+        (["--config", "m3", "--gpu", "4"], []),
+    ],
+)
+def test_what_is_advised_fits(argv: list[str], advised: list[str]) -> None:
+    with pytest.raises(UserError, match="would do") as refused:
+        parse_run([*argv, "--plan"], RECIPES)
+    message = str(refused.value)
+    gib = re.search(r"budget of (\d+) GiB", message)[1]
+    named = re.findall(
+        r"--(?:bf16|weights_dtype|optim|optim_args) [^ ,]+", message.split(";")[1].split(" as would")[0]
+    )
+    options = [word for option in named for word in option.split()]
+    rows = ["--batch_tokens", "8192", "--per_device_train_batch_size", "1", "--gradient_checkpointing", "true"]
+    run = parse_run(["--config", argv[1], "--gpu", gib, "--plan", *advised, *options, *rows], RECIPES)
+    assert run.memory.needed / GIB <= float(gib) - 1.25

@@ -44,25 +44,22 @@ def test_what_is_kept(optim: str, options: str | None, tmp_path) -> None:
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     kept = sum(x.nbytes for x in optimizer.state[weight].values() if torch.is_tensor(x))
-    planned = state_bytes(optim, options, weight.numel(), 0, 4)
+    planned = state_bytes(optim, options, weight.numel(), 0)
     assert kept == pytest.approx(planned, abs=0.02 * 4 * weight.numel())
 
 
 def test_what_is_kept_in_few_bits() -> None:
     """bitsandbytes' states of the embedding are in fp32, and a step of ademamix keeps three numbers."""
     count, embedding = 1_000_000, 100_000
-    for size in (2, 4):
-        kept = 2 * 900_000 * (1 + 4 / 256) + 2 * size * embedding
-        assert state_bytes("adamw_torch_8bit", None, count, embedding, size) == kept
-    assert state_bytes("adamw_torch_4bit", None, count, embedding, 2) == 2 * count * (0.5 + 4 / 256)
-    for optim in ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"):
-        assert state_bytes(optim, None, count, embedding, 2) == 2 * 900_000 * (1 + 4 / 256) + 8 * embedding
-    assert state_bytes("lion_8bit", None, count, 0, 2) == count * (1 + 4 / 256)
-    assert state_bytes("paged_ademamix_32bit", None, count, embedding, 2) == 12 * count
+    assert state_bytes("adamw_torch_4bit", None, count, embedding) == 2 * count * (0.5 + 4 / 256)
+    for optim in ("adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"):
+        assert state_bytes(optim, None, count, embedding) == 2 * 900_000 * (1 + 4 / 256) + 8 * embedding
+    assert state_bytes("lion_8bit", None, count, 0) == count * (1 + 4 / 256)
+    assert state_bytes("paged_ademamix_32bit", None, count, embedding) == 12 * count
 
 
 def test_a_guess_is_said_to_be_one() -> None:
-    assert state_remark("adamw_8bit") == [] and state_bytes("lomo", None, 10, 0, 2) == 80
+    assert state_remark("adamw_8bit") == [] and state_bytes("lomo", None, 10, 0) == 80
     assert state_remark("lomo") == [
         "what --optim lomo keeps is not known here, and taken as 8 bytes a trained parameter"
     ]

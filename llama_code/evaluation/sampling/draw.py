@@ -5,6 +5,7 @@ those the likeliest up to the first at which their mass reaches `top_p` (Holtzma
 last one kept are kept too.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -64,58 +65,65 @@ def draw(logits: Tensor, keys: Tensor, counts: Tensor, sampler: Sampler) -> tupl
 
 
 def _draw_row(weights: np.ndarray, key: int, count: int, sampler: Sampler) -> int:
-    ids = kept_tokens(weights, sampler)
-    return int(ids[np.argmin(exponential_numbers(key, count, ids) / weights[ids])])
+    """Take the least number over its probability of the tokens that are kept.
+
+    Nearly always the first is in the nucleus, so that to ask for each in turn is cheaper than to find the nucleus.
+    """
+    weights = in_top_k(weights, sampler.top_k)
+    uniform = uniform_numbers(key, count, len(weights))
+    with np.errstate(divide="ignore"):
+        # An exponential number is never less than the uniform one that it is made of.
+        least = uniform / weights
+    while True:
+        first = int(np.argmin(least))
+        bound = _exponential(uniform[first]) / weights[first]
+        near = np.flatnonzero(least <= bound * (1 + 1e-6))
+        races = _exponential(uniform[near]) / weights[near]
+        for place in np.argsort(races, kind="stable"):
+            if races[place] > bound:
+                break
+            token = int(near[place])
+            if sampler.top_p == 1 or is_in_nucleus(weights, token, sampler.top_p):
+                return token
+            least[token] = np.inf
 
 
-def exponential_numbers(key: int, count: int, ids: np.ndarray) -> np.ndarray:
-    """Return a row's random numbers for its next token, fp32, one for each token id.
+def in_top_k(weights: np.ndarray, top_k: int) -> np.ndarray:
+    """Return the tokens' weights, 0 for all but the `top_k` largest; all of them if it is 0."""
+    if not 0 < top_k < len(weights):
+        return weights
+    return np.where(weights >= np.partition(weights, -top_k)[-top_k], weights, 0)
+
+
+def is_in_nucleus(weights: np.ndarray, token: int, top_p: float) -> bool:
+    """Whether the tokens that are likelier than this one have less than `top_p` of the mass of all."""
+    is_likelier = (weights > weights[token]).astype(weights.dtype)
+    return bool(is_likelier @ weights < top_p * weights.sum())
+
+
+def uniform_numbers(key: int, count: int, vocab_size: int) -> np.ndarray:
+    """Return a row's random numbers for its next token, between 0 and 1, fp64, one for each token id.
 
     They are made of the upper half of SplitMix64's output (Steele, Lea and Flood 2014), whose state begins with an
     output for the count, itself of a state that begins with the key.
     """
     state = _mixed(np.array([key & (2**64 - 1)], np.uint64) + np.array([count + 1], np.uint64) * GAMMA)
-    bits = _mixed(state + (ids.astype(np.uint64) + np.uint64(1)) * GAMMA) >> np.uint64(32)
-    return (-np.log1p(-(bits + 0.5) * 2.0**-32)).astype(np.float32)
+    return ((_mixed(state + _states(vocab_size)) >> np.uint64(32)) + 0.5) * 2.0**-32
+
+
+def _exponential(uniform: np.ndarray) -> np.ndarray:
+    return (-np.log1p(-uniform)).astype(np.float32)
+
+
+@cache
+def _states(vocab_size: int) -> np.ndarray:
+    return np.arange(1, vocab_size + 1, dtype=np.uint64) * GAMMA
 
 
 def _mixed(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def kept_tokens(weights: np.ndarray, sampler: Sampler) -> np.ndarray:
-    """Return the ids of the tokens that may be drawn, ascending.
-
-    Args:
-        weights: `(vocab_size,)`, the tokens' probabilities after temperature, times any number.
-        sampler: whose `top_k` and `top_p` are taken.
-    """
-    ids = np.flatnonzero(weights > 0)
-    values = weights[ids]
-    if 0 < sampler.top_k < len(ids):
-        is_kept = values >= np.partition(values, -sampler.top_k)[-sampler.top_k]
-        ids, values = ids[is_kept], values[is_kept]
-    if sampler.top_p < 1:
-        total = values.sum(dtype=np.float64)
-        # All tokens below this together have less than 1 - top_p, so that they are left out.
-        likely = values[values > (1 - sampler.top_p) * total / len(values)]
-        ids = ids[values >= _least_in_nucleus(likely, sampler.top_p * total)]
-    return ids
-
-
-def _least_in_nucleus(values: np.ndarray, mass: float) -> float:
-    """Return the largest value above which, itself left out, there is less than `mass`, but not with it.
-
-    The values, all positive, are summed in intervals of 1/128 of a power of 2, and only those of one interval sorted.
-    """
-    info = np.finfo(values.dtype)
-    interval = values.view(f"i{values.itemsize}") >> (info.nmant - 7)  # floats order as their bits do
-    interval = interval - interval.min()
-    masses = np.bincount(interval, weights=values)
-    above = masses[::-1].cumsum()[::-1] - masses
-    lowest = np.argmax(above < mass)
-    ordered = np.sort(values[interval == lowest])[::-1]
-    before = above[lowest] + np.cumsum(ordered, dtype=np.float64) - ordered
-    return float(ordered[max(int(np.count_nonzero(before < mass)), 1) - 1])
+    z = z ^ (z >> np.uint64(30))
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z

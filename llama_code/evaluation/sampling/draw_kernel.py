@@ -108,7 +108,7 @@ if triton is not None:
                 mass = _mass_above(logits, least - 1, largest, scale, vocab_size, False, SHIFT, B)
                 limit = top_p * mass
                 least = _least_kept(logits, least - 1, highest, limit, largest, scale, vocab_size, False, SHIFT, B)
-            # As `draw.exponential_numbers`, which says what they are.
+            # As `draw.uniform_numbers`, which says what they are.
             state = tl.load(keys + row).to(tl.uint64, bitcast=True)
             state = _mixed(state + (tl.load(counts + row).to(tl.uint64) + 1) * 0x9E3779B97F4A7C15)
             chosen = vocab_size
