@@ -78,6 +78,21 @@ def test_rare_tokens_move_as_frequent_ones(kept: bool) -> None:
     assert difference < 1e-5 if kept else difference > 1
 
 
+def test_saved_moments_stay_what_they_are() -> None:
+    """Which PyTorch's load_state_dict would cast to the weight's bf16."""
+    from torchao.optim import AdamW8bit
+
+    weight, other = (torch.nn.Parameter(torch.ones(64, 96, dtype=torch.bfloat16)) for _ in range(2))
+    optimizers = [AdamW8bit([other, weight]) for _ in range(2)]
+    for optimizer in optimizers:
+        keep_moments_in_fp32(optimizer, weight)
+    saved = {name: torch.rand(64, 96) for name in ("exp_avg", "exp_avg_sq")}
+    optimizers[0].state[weight] |= saved
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    for name, moment in saved.items():
+        assert torch.equal(optimizers[1].state[weight][name], moment)
+
+
 @pytest.mark.parametrize("fp8", [False, True])
 def test_a_run_learns_resumes_and_loads(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp8: bool
