@@ -43,6 +43,7 @@ from sample_arms import (
 )
 
 from llama_code.modeling.triton_support import triton
+from llama_code.quantization import PACKAGES
 from llama_code.training.throughput import device_name
 
 ARMS = (*SPEED_ARMS, "same-rows", "humaneval")
@@ -71,7 +72,9 @@ class Run:
     def record(self, arm: str, size: str, metric: str, value: float, unit: str) -> None:
         """Print and record one figure."""
         if size in self.options.models:
-            arm = f"{arm}, trained"
+            arm = f"{arm}, weights of a folder"
+        if self.options.quantize:
+            arm = f"{arm}, {self.options.quantize}"
         print(f"{size:2} {arm:42} {metric:50} {value:12,.3f} {unit}", flush=True)
         record("sample", arm, size, metric, value, unit, self.device_name)
 
@@ -89,7 +92,8 @@ class Run:
 
     def bench(self, size: str, dtype: torch.dtype) -> Bench:
         """Load a size's model."""
-        return Bench(size, self.options.models.get(size), self.device, dtype, self.options.new_tokens)
+        options = self.options
+        return Bench(size, options.models.get(size), self.device, dtype, options.new_tokens, options.quantize)
 
     def speed(self, bench: Bench, size: str, name: str) -> None:
         """Time an arm."""
@@ -143,6 +147,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=["m1", "m2", "m3", "m5"] if is_cuda else ["m1"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(SPEED_ARMS if is_cuda else CPU_ARMS))
     parser.add_argument("--models", nargs="+", default=[], metavar="SIZE=FOLDER", help="trained weights")
+    parser.add_argument("--quantize", choices=list(PACKAGES), help="load the folders' weights so")
     parser.add_argument("--prompts", type=int, default=164, help="only the first so many problems")
     parser.add_argument("--num_samples", type=int, default=20, help="at most so many of each")
     parser.add_argument("--new_tokens", type=int, default=256 if is_cuda else 32)
@@ -154,6 +159,8 @@ def parse() -> argparse.Namespace:
         if size not in options.sizes or not Path(folder, "config.json").exists():
             parser.error(f"--models {size}={folder}: name one of --sizes, and a folder that holds a model")
     untrained = [size for size in options.sizes if size not in options.models]
+    if options.quantize and untrained:
+        parser.error(f"--quantize needs weights that lie in a folder; give --models {untrained[0]}=FOLDER")
     if "same-rows" in options.arms and untrained:
         parser.error(f"--arms same-rows needs trained weights; give --models {untrained[0]}=FOLDER")
     return options

@@ -20,6 +20,7 @@ from llama_code.evaluation.sampling import Limits, Sampler, draw_samples
 from llama_code.evaluation.sampling.engine import Engine
 from llama_code.evaluation.sampling.rows import rows_to_draw
 from llama_code.evaluation.vocabulary import Vocabulary
+from llama_code.quantization import quantized
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "tokenizer"
@@ -44,12 +45,18 @@ def random_model(size: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
 class Bench:
     """One model, and what every arm does with it."""
 
-    def __init__(self, size: str, folder: str | None, device: str, dtype: torch.dtype, num_tokens: int) -> None:
+    def __init__(
+        self, size: str, folder: str | None, device: str, dtype: torch.dtype, num_tokens: int, quantize: str | None
+    ) -> None:
         """Load trained weights, or make random ones where there is no folder."""
         if folder is None:
             self.model = random_model(size, device, dtype)
-        else:
+        elif quantize is None:
             self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, **quantized(quantize, dtype, device)
+            ).eval()
         # generate() fills what a call leaves open from this, the end token among it.
         self.model.generation_config = GenerationConfig()
         self.vocabulary = Vocabulary(AutoTokenizer.from_pretrained(folder or TOKENIZER))
