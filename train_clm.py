@@ -4,6 +4,7 @@ The recipe of a size is recipes/<size>/train.yaml; every field of it and of tran
 given on the command line.
 """
 
+import gc
 import logging
 import subprocess
 import sys
@@ -26,23 +27,39 @@ from llama_code.errors import UserError, run_script
 from llama_code.training.adapters import PACKAGES, QLORA, base_model, merged_model
 from llama_code.training.arguments import Run, parse_run
 from llama_code.training.compiled import attention_name
+from llama_code.training.events import Events
 from llama_code.training.memory_plan import GIB, budget_bytes, num_parameters
 from llama_code.training.model import build_model, check_model
-from llama_code.training.optimizers import check_installed, state_remark
-from llama_code.training.resume import FROZEN, SaveSettings, check_frozen_weights, frozen_weights
-from llama_code.training.rows import PreparedData, RunRows, evenly_spaced, open_prepared
+from llama_code.training.optimizers import check_installed, state_bytes, state_remark
+from llama_code.training.pushes import Pushes
+from llama_code.training.resume import DATA_HASH, FROZEN, SETTINGS_FILE, check_settings, frozen_weights
+from llama_code.training.rows import DATA_FILE, PreparedData, RunRows, evenly_spaced, open_prepared
+from llama_code.training.run_folder import check_free_space
 from llama_code.training.run_record import (
     RECORDED_PACKAGES,
     RUN_FILE,
-    check_output_dir,
     git_commit,
     mean_logged_loss,
     resumed_step,
     versions,
     write_json,
 )
-from llama_code.training.stream import SaveStream, StreamedData, StreamedRows, streamed_data
+from llama_code.training.run_requests import RunRequests
+from llama_code.training.run_watch import STACKS_FILE, RunWatch
+from llama_code.training.stop_signals import StopSignals
+from llama_code.training.stream import StreamedData, StreamedRows, StreamRandomState, streamed_data
+from llama_code.training.survival import (
+    go_back,
+    is_stopped,
+    look_up,
+    newest_step,
+    own_folder,
+    read_data_state,
+    stop,
+    with_less_memory,
+)
 from llama_code.training.throughput import device_name, flops_per_token, peak_flops
+from llama_code.training.trackers import guard_trackers
 from llama_code.training.trainer import CodeTrainer
 
 ROOT = Path(__file__).resolve().parent
@@ -54,48 +71,73 @@ logger = logging.getLogger("train_clm")
 
 
 def main() -> None:
-    """Train, and say in a sentence where memory was not enough."""
+    """Train, whatever happens, or say in a sentence what cannot be."""
     run = parse_run(sys.argv[1:], ROOT / "recipes")
-    try:
-        train(run)
-    except torch.OutOfMemoryError as error:
-        allocated, reserved = (
-            peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
-        )
-        raise UserError(
-            f"--memory_budget {run.arguments.memory_budget} was not enough, with {allocated:.1f} GiB allocated and "
-            f"{reserved:.1f} reserved at most; free what others hold of the GPU, or give --gradient_checkpointing "
-            "true or a smaller --per_device_train_batch_size"
-        ) from error
-
-
-def train(run: Run) -> None:
-    """Train, measure, save."""
-    arguments = run.training_arguments
     if run.arguments.plan:
         check_model(run)
         print("\n".join([plan_title(run), *memory_lines(run)]))
         return
     if run.arguments.peft == QLORA and find_spec("bitsandbytes") is None:
         raise UserError("--peft qlora needs bitsandbytes, which is not installed; pip install bitsandbytes")
-    check_installed(OptimizerNames(arguments.optim).value)
-    if run.memory is not None:
-        # a plan that was wrong ends here instead of taking what others were promised
-        torch.cuda.set_per_process_memory_fraction(budget_bytes(run.arguments.memory_budget, run.card) / run.card)
-    is_main = arguments.process_index == 0
+    check_installed(OptimizerNames(run.training_arguments.optim).value)
+    is_main = run.training_arguments.process_index == 0
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    output_dir = Path(arguments.output_dir)
-    check_output_dir(output_dir, resumed=arguments.resume_from_checkpoint is not None)
+    with own_folder(run) as events:
+        exit_code = train_with_less(run, events)
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def train_with_less(run: Run, events: Events) -> int:
+    """Train, with less memory where there is not enough before anything was saved; returns the exit code."""
+    output_dir = Path(run.training_arguments.output_dir)
+    while True:
+        saved_step = newest_step(output_dir)
+        if run.memory is not None:
+            # a plan that was wrong ends here instead of taking what others were promised
+            torch.cuda.set_per_process_memory_fraction(budget_bytes(run.arguments.memory_budget, run.card) / run.card)
+        try:
+            return train(run, events)
+        except torch.OutOfMemoryError as error:
+            smaller = None if newest_step(output_dir) > saved_step else with_less_memory(run, events, error)
+            if smaller is None:
+                allocated, reserved = (
+                    peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
+                )
+                raise UserError(
+                    f"--memory_budget {run.arguments.memory_budget} was not enough, with {allocated:.1f} GiB "
+                    f"allocated and {reserved:.1f} reserved at most; free what others hold of the GPU, or give "
+                    "--gradient_checkpointing true or a smaller --per_device_train_batch_size"
+                ) from error
+        # Outside of the error, whose traceback holds what was allocated.
+        run = smaller
+        torch.compiler.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def train(run: Run, events: Events) -> int:
+    """Train, measure, save; returns the exit code, which is not 0 where a signal ended the run."""
+    arguments, output_dir = run.training_arguments, Path(run.training_arguments.output_dir)
+    is_main = arguments.process_index == 0
+    is_through, checkpoint = look_up(run, events)
+    if is_through:
+        logger.info(f"the run in {output_dir} is finished; --restart begins it anew")
+        return 0
     tokenizer = load_tokenizer(run.arguments.tokenizer, run.config)
     set_seed(arguments.seed)
     model = build_model(run)
     base = base_model(model)
     kernels = base.kernels
     frozen = frozen_weights(model)
-    check_frozen_weights(arguments.resume_from_checkpoint, frozen, run.arguments.model_name_or_path)
+    start_step = resumed_step(checkpoint, run.plan.num_steps)
+    if checkpoint is not None:  # before data are prepared, which takes its time
+        check_settings(checkpoint, {**run.shared, FROZEN: frozen}, (*run.arguments.allow_change, DATA_HASH))
     with arguments.main_process_first(desc="data preparation"):
         data = streamed_data(run, tokenizer) if run.arguments.streaming else prepared_data(run, tokenizer)
+    settings = {**run.shared, FROZEN: frozen, DATA_HASH: data.meta["data_hash"]}
 
     count = num_parameters(run.config)
     trained, num_frozen = (count, 0) if run.adapters is None else (run.adapters.num_parameters(run.config), count)
@@ -105,6 +147,23 @@ def train(run: Run) -> None:
         rows: RunRows | StreamedRows = data.train
     else:
         rows = RunRows(data.train, run.arguments.train_tokens, arguments.seed)
+    if checkpoint is not None:
+        changes = check_settings(checkpoint, settings, run.arguments.allow_change)
+        rows.load_state_dict(read_data_state(checkpoint))
+        arguments.eval_on_start = False  # the checkpoint has it
+        world_size = arguments.world_size
+        events.add("resume", step=start_step, checkpoint=str(checkpoint), changes=changes, world_size=world_size)
+        logger.info(f"going on from {checkpoint}, step {start_step:,} of {run.plan.num_steps:,}")
+        for change in changes:
+            logger.warning(f"  {change}")
+    if is_main:
+        trained_bytes = sum(x.nbytes for x in model.parameters() if x.requires_grad)
+        states = state_bytes(OptimizerNames(arguments.optim).value, arguments.optim_args, trained, 0)
+        check_free_space(output_dir, trained_bytes + states, count * base.dtype.itemsize, arguments.save_total_limit)
+    batch_rows = run.plan.batch_rows
+    pushes = Pushes(arguments, events) if arguments.push_to_hub and is_main else None
+    signals = StopSignals()
+    requests = RunRequests(signals, run.arguments.save_minutes or 0.0)
     trainer = CodeTrainer(
         model=model,
         args=arguments,
@@ -114,19 +173,40 @@ def train(run: Run) -> None:
         flops_per_token=flops,
         peak_flops=peak,
         z_loss=run.arguments.z_loss,
+        events=events,
+        requests=requests,
+        checkpoint_files=lambda step: {SETTINGS_FILE: settings, DATA_FILE: rows.state_dict(step * batch_rows)},
+        describe_rows=lambda step: rows.describe(step * batch_rows, min((step + 1) * batch_rows, len(rows))),
+        on_saved=pushes.push_checkpoint if pushes else lambda folder: None,
         processing_class=tokenizer,
     )
-    trainer.add_callback(SaveSettings({**run.shared, FROZEN: frozen}))
+    trainer.saver.saved_step = start_step if checkpoint else None
+    trackers = guard_trackers(trainer, events)
+    trainer.add_callback(RunWatch(trainer, requests, events, output_dir / STACKS_FILE))
+    random_state = StreamRandomState(trainer)
     if isinstance(rows, StreamedRows):
-        trainer.add_callback(SaveStream(trainer, rows, run.plan.batch_rows))
+        trainer.add_callback(random_state)
     log_plan(run, count, rows, device_name(arguments.device), f"{peak / 1e12:.3g} TFLOP/s ({peak_source})")
     logger.info(f"  {kernels} kernels, attention {attention_name(base, run.training_arguments.bf16)}")
 
-    start_step = resumed_step(arguments.resume_from_checkpoint, run.plan.num_steps)
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    seconds = time.perf_counter() - started - trainer.evaluation_seconds
-    final = trainer.evaluate()
+    num_returns = 0
+    with signals:
+        while True:
+            random_state.checkpoint = None if checkpoint is None else str(checkpoint)
+            result = trainer.train(resume_from_checkpoint=random_state.checkpoint)
+            trainer.read_skipped(all_steps=True)
+            trainer.saver.wait()
+            first_skipped = trainer.guard.first_of_many
+            if first_skipped is None or is_stopped(trainer, signals):
+                break
+            checkpoint = go_back(run, rows, events, first_skipped, trainer.state.global_step, num_returns)
+            num_returns += 1
+            trainer.guard.restart()
+        seconds = time.perf_counter() - started - trainer.evaluation_seconds
+        final = {} if is_stopped(trainer, signals) else trainer.evaluate()
+        if is_stopped(trainer, signals):
+            return stop(trainer, signals, events)
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)
     if isinstance(model, PeftModel) and is_main:
         # The adapter comes first: all that was trained is in it.
@@ -136,7 +216,7 @@ def train(run: Run) -> None:
     trainer.save_model()
     trainer.accelerator.end_training()  # else a thread of the process group may outlive Python, which aborts
     if not is_main:
-        return
+        return 0
     step_tokens = run.plan.batch_rows * run.row_length
     tokens = min(run.arguments.train_tokens, result.global_step * step_tokens)
     tokenizer_sha256 = sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
@@ -154,7 +234,10 @@ def train(run: Run) -> None:
         "passes_over_data": rows.num_passes,
         "flops": tokens * flops,
         "resumed_from_step": start_step,
+        "skipped_steps": trainer.num_skipped,
+        "returns": num_returns,
         "seconds": round(seconds, 4),
+        "saving_seconds": round(trainer.saving_seconds, 4),
         "tokens_per_second": round(new_tokens / seconds, 1),
         "mfu": new_tokens * flops / seconds / (peak * arguments.world_size),
         "mfu_is_share_of": {"flops": peak, "source": peak_source},
@@ -166,6 +249,7 @@ def train(run: Run) -> None:
         "seed": arguments.seed,
         "memory_gib": memory_record(run),
         "recipe": recipe_record(run, kernels),
+        "settings": settings,
         "config": base.config.to_dict(),
         "tokenizer": {"name": run.arguments.tokenizer or "tokenizer/", "sha256": tokenizer_sha256},
         "data": {name: data.meta[name] for name in DATA_FIELDS},
@@ -174,10 +258,17 @@ def train(run: Run) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     write_json(output_dir / RUN_FILE, record)
+    events.add("end", step=result.global_step, bits_per_byte=final["eval_bits_per_byte"])
     logger.info(
         f"bits per byte on held-out Python: {initial['eval_bits_per_byte']:.4f} -> {final['eval_bits_per_byte']:.4f}\n"
         f"{tokens:,} tokens in {seconds:.1f} s; model and {RUN_FILE} in {output_dir}"
     )
+    for tracker in trackers:
+        tracker.tell()
+    if pushes is not None:
+        pushes.push_run()
+        pushes.finish()
+    return 0
 
 
 def load_tokenizer(name: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:

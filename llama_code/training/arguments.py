@@ -27,10 +27,11 @@ from llama_code.training.memory_plan import (
     num_parameters,
 )
 from llama_code.training.recipe import config_folder, read_config, read_recipe
-from llama_code.training.resume import check_checkpoint, check_settings, settings
+from llama_code.training.resume import check_allowed, settings
 from llama_code.training.run_arguments import RunArguments
 
 ROW_LENGTH = 2_048
+SAVE_MINUTES = 10.0
 MIN_LR_RATE = 0.1
 # The paper's protocol, and what suits it; where a value is None it is decided when the run's length is known.
 DEFAULTS: dict[str, Any] = {
@@ -114,14 +115,20 @@ def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     arguments = RunArguments(**{name: values.pop(name) for name in RunArguments.__dataclass_fields__})
     adapters = _read_adapters(arguments, argv)
     check_values(arguments, values, adapters)
-    check_checkpoint(values["resume_from_checkpoint"])
+    check_allowed(arguments.allow_change)
     if arguments.plan and "train_tokens" not in recipe and not _is_given("--train-tokens", argv):
         # Who asks what a size keeps means its recipe's steps, not the few rows of the paper's run.
         assert arguments.batch_tokens is not None
         arguments.train_tokens = FEWEST_STEPS * max(arguments.batch_tokens, ROW_LENGTH)
     config = read_config(folder, repr(str(folder / "config.json")), "correct it")
     asked = _is_given("--batch-tokens", argv)
-    return _decide(folder.name, config, arguments, adapters, values, batch_tokens_asked=asked)
+    saves_by_steps = _is_given("--save-steps", argv) or "save_steps" in recipe
+    if arguments.save_minutes is None:
+        by_steps = saves_by_steps or values["save_strategy"] is not None
+        arguments.save_minutes = 0.0 if by_steps else SAVE_MINUTES
+    return _decide(
+        folder.name, config, arguments, adapters, values, batch_tokens_asked=asked, saves_by_steps=saves_by_steps
+    )
 
 
 def _is_given(option: str, argv: Sequence[str]) -> bool:
@@ -153,6 +160,7 @@ def _decide(
     adapters: Adapters | None,
     values: dict[str, Any],
     batch_tokens_asked: bool,
+    saves_by_steps: bool,
 ) -> Run:
     on_gpu = torch.cuda.is_available() and not values["use_cpu"]
     row_length = min(ROW_LENGTH, config.max_position_embeddings)
@@ -190,8 +198,6 @@ def _decide(
     in_16_bits = training_arguments.bf16 or training_arguments.fp16 or arguments.weights_dtype == "bfloat16"
     check_devices(arguments, training_arguments)
     check_kernels(arguments, training_arguments, config)
-    shared = settings(adapters, training_arguments, arguments.weights_dtype)
-    check_settings(training_arguments.resume_from_checkpoint, shared)
     against_fp8 = _against_fp8(arguments, training_arguments, row_length)
     if arguments.fp8 and against_fp8:
         raise UserError(against_fp8)
@@ -244,8 +250,9 @@ def _decide(
         training_arguments.warmup_steps = plan.warmup_steps
     if "logging_steps" in undecided:
         training_arguments.logging_steps = 1 if plan.num_steps <= 200 else 10
-    if "save_strategy" in undecided and plan.num_steps <= training_arguments.save_steps:
-        training_arguments.save_strategy = SaveStrategy.NO  # the model is saved at the end anyhow
+    if "save_strategy" in undecided and not saves_by_steps:
+        training_arguments.save_strategy = SaveStrategy.NO  # by the clock, --save_minutes
+    shared = settings(arguments, adapters, training_arguments, plan, row_length, config)
     return Run(size, config, arguments, training_arguments, plan, row_length, adapters, memory, card, shared)
 
 

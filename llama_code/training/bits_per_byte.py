@@ -1,6 +1,7 @@
 """Bits per byte of packed rows: what a model needs to write held-out text, whatever its tokenizer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,13 @@ class CodeLength:
 
 @torch.no_grad()
 def code_length(
-    model: nn.Module, rows: np.ndarray, byte_lengths: torch.Tensor, rows_per_batch: int, device: torch.device
-) -> CodeLength:
+    model: nn.Module,
+    rows: np.ndarray,
+    byte_lengths: torch.Tensor,
+    rows_per_batch: int,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CodeLength | None:
     """Measure the code length of packed rows.
 
     End-of-text tokens stand for no bytes, and neither they nor the first token of a row are counted.
@@ -41,12 +47,16 @@ def code_length(
         byte_lengths: bytes of each token id's text, 0 for special tokens, `(vocab_size,)`, int64.
         rows_per_batch: rows of one forward pass.
         device: where the model is.
+        should_stop: asked before each forward pass; where it says so, the measurement ends with None.
     """
     was_training = model.training
     model.eval()
     byte_lengths = byte_lengths.to(device)
     bits, num_bytes, num_tokens = 0.0, 0, 0
     for start in range(0, len(rows), rows_per_batch):
+        if should_stop():
+            model.train(was_training)
+            return None
         ids = torch.from_numpy(rows[start : start + rows_per_batch].astype(np.int64)).to(device)
         lengths = byte_lengths[ids]
         lengths[:, 0] = 0

@@ -59,6 +59,19 @@ def check_values(arguments: RunArguments, values: dict[str, Any], adapters: Adap
             "--weights_dtype bfloat16 contradicts --fp16 true, with which products are in float16; give --bf16 true, "
             "or --weights_dtype float32"
         )
+    if arguments.save_minutes is not None and not 0 <= arguments.save_minutes < math.inf:
+        raise UserError(f"--save_minutes {arguments.save_minutes} is not 0 or more; give minutes, or 0 for none")
+    if values["save_only_model"]:
+        raise UserError("--save_only_model true would write checkpoints that no run can go on from; leave it out")
+    if values["auto_find_batch_size"]:
+        raise UserError(
+            "--auto_find_batch_size true would change the batch; leave it out: where memory runs out, forward passes "
+            "are halved and the batch stays"
+        )
+    if arguments.restart and values["resume_from_checkpoint"]:
+        raise UserError(
+            f"--restart contradicts --resume_from_checkpoint {values['resume_from_checkpoint']!r}; leave one out"
+        )
     if arguments.gpu is not None and not arguments.plan:
         raise UserError(f"--gpu {arguments.gpu!r} is for --plan alone; add it, or leave --gpu out")
     if arguments.eval_rows < 1:

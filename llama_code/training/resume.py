@@ -1,43 +1,69 @@
 """Whether a run may go on from a checkpoint: what both must share is written into each checkpoint, and compared.
 
-Other things may change on the way, as the batch or where the base's folder is. Trainer itself compares nothing: other
-adapters or other frozen weights would mean something else, and another optimizer's states fit nowhere.
+Other things may change on the way: how a step's rows are divided among devices and forward passes, where the data and
+the base are. Trainer itself compares nothing.
 """
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedConfig, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from llama_code.errors import UserError
 from llama_code.training.adapters import Adapters
-from llama_code.training.run_record import write_json
+from llama_code.training.batches import BatchPlan
+from llama_code.training.run_arguments import RunArguments
+from llama_code.training.run_folder import differing
 
 SETTINGS_FILE = "settings.json"
-FROZEN = "frozen_weights"
+DATA_HASH, FROZEN, CONFIG = "data_hash", "frozen_weights", "config."
+# What a run's result depends on and nothing breaks without, so that --allow_change may name it.
+CHANGEABLE_ARGUMENTS = ("train_tokens", "kernels", "fp8", "z_loss")
+CHANGEABLE = (
+    *CHANGEABLE_ARGUMENTS, "seed", "max_steps", "learning_rate", "warmup_steps", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16",
+    DATA_HASH,
+)  # fmt: skip
+# Of a model's configuration, what says nothing of its weights and differs between versions of transformers.
+UNCOMPARED = ("transformers_version", "use_cache", "dtype", "architectures", "auto_map")
 # Of each frozen tensor so many numbers are compared, spread over it: 60,000 of m5's.
 SAMPLED = 256
 
 
-def settings(adapters: Adapters | None, arguments: TrainingArguments, weights_dtype: str | None) -> dict[str, Any]:
-    """Return the options that a checkpoint and the run that goes on from it must share, as on the command line."""
-    return {
+def settings(
+    arguments: RunArguments,
+    adapters: Adapters | None,
+    training_arguments: TrainingArguments,
+    plan: BatchPlan,
+    row_length: int,
+    config: PreTrainedConfig,
+) -> dict[str, Any]:
+    """Return what a checkpoint and the run that goes on from it must share, by the names of the command line."""
+    values = {name: getattr(training_arguments, name) for name in CHANGEABLE if hasattr(training_arguments, name)}
+    # What others are derived from comes first: the first that differs is named in full.
+    shared = {
         "peft": adapters and adapters.method,
         "lora_r": adapters and adapters.r,
         "lora_alpha": adapters and adapters.alpha,
         "lora_dropout": adapters and adapters.dropout,
         "lora_targets": adapters and " ".join(sorted(adapters.targets)),
-        "weights_dtype": weights_dtype,
-        "optim": OptimizerNames(arguments.optim).value,
-        "optim_args": arguments.optim_args,
+        "weights_dtype": arguments.weights_dtype,
+        "optim": OptimizerNames(training_arguments.optim).value,
+        "optim_args": training_arguments.optim_args,
+        "streaming": arguments.streaming,
+        **{name: getattr(arguments, name) for name in CHANGEABLE_ARGUMENTS},
+        "batch_tokens": plan.batch_rows * row_length,
+        **values,
+        "lr_scheduler_type": training_arguments.lr_scheduler_type.value,
+        **{CONFIG + name: value for name, value in config.to_diff_dict().items() if name not in UNCOMPARED},
     }
+    return json.loads(json.dumps(shared))  # as it will be read
 
 
 def frozen_weights(model: nn.Module) -> str | None:
@@ -55,75 +81,49 @@ def frozen_weights(model: nn.Module) -> str | None:
     return digest.hexdigest() if num_frozen else None
 
 
-class SaveSettings(TrainerCallback):
-    """Writes into each checkpoint what a run must share with it to go on from there."""
-
-    def __init__(self, shared: dict[str, Any]):
-        self.shared = shared
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Like a stream's state it comes last: a checkpoint without it was not written whole."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-            write_json(folder / SETTINGS_FILE, self.shared)
-
-
-def check_checkpoint(checkpoint: str | None) -> None:
-    """Check that a checkpoint is one.
-
-    Checkpoints of versions that wrote no settings are refused: what they hold tells neither the method nor the base.
+def check_allowed(names: Sequence[str]) -> None:
+    """Check what --allow_change names.
 
     Raises:
-        UserError: it is none, or was not written whole.
+        UserError: something that cannot change.
     """
-    if checkpoint is None:
-        return
-    if not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
-        raise UserError(
-            f"--resume_from_checkpoint {checkpoint!r} is no folder with a {TRAINER_STATE_NAME}; "
-            "name a checkpoint-N folder of an earlier run"
-        )
-    if not (Path(checkpoint) / SETTINGS_FILE).is_file():
-        raise UserError(
-            f"--resume_from_checkpoint {checkpoint!r} has no {SETTINGS_FILE}, which says how it was trained: it was "
-            "not written whole, or by an earlier version; take another checkpoint or begin a new run"
-        )
-
-
-def check_settings(checkpoint: str | None, ours: dict[str, Any]) -> None:
-    """Compare a run's `settings` with a checkpoint's, option by option.
-
-    Raises:
-        UserError: one differs.
-    """
-    if checkpoint is None:
-        return
-    theirs = _read(checkpoint)
-    for name, now in ours.items():
-        if theirs[name] != now:
-            before, after = (f"without --{name}" if x is None else f"with --{name} {x}" for x in (theirs[name], now))
+    for name in names:
+        if name not in CHANGEABLE:
             raise UserError(
-                f"--resume_from_checkpoint {checkpoint!r} was trained {before}, and the run is {after}; give the same"
+                f"--allow_change {name!r} is nothing that may change on the way; it may be {', '.join(CHANGEABLE)}"
             )
 
 
-def check_frozen_weights(checkpoint: str | None, ours: str | None, name: str | None) -> None:
-    """Compare the digest of a run's `frozen_weights` with a checkpoint's.
+def check_settings(checkpoint: Path, ours: dict[str, Any], allowed: Sequence[str]) -> list[str]:
+    """Compare a run's settings with a checkpoint's.
 
-    Args:
-        checkpoint: folder of it.
-        ours: digest.
-        name: of the frozen weights, for the message.
+    Returns:
+        What differs and is allowed to, in words.
 
     Raises:
-        UserError: they differ.
+        UserError: something else differs.
     """
-    if checkpoint is not None and _read(checkpoint)[FROZEN] != ours:
+    different = differing(json.loads((checkpoint / SETTINGS_FILE).read_text()), ours)
+    refused = [name for name in different if name not in allowed]
+    if refused:
+        first, *others = refused
+        name = "checkpoint " + repr(str(checkpoint))
+        if first == FROZEN:
+            raise UserError(
+                f"{name} was trained beside other weights than those of --model_name_or_path; name the weights that "
+                "it was trained beside"
+            )
+        before, after = (_written(first, value) for value in different[first])
+        more = f" ({', '.join(others)} differ too)" if others else ""
         raise UserError(
-            f"--resume_from_checkpoint {checkpoint!r} was trained beside other weights than those of "
-            f"--model_name_or_path {name!r}; name the weights that it was trained beside"
+            f"{name} was trained {before}, and the run is {after}{more}; give the same"
+            + (f", allow it with --allow_change {' '.join(refused)}" if set(refused) <= set(CHANGEABLE) else "")
+            + ", begin anew with --restart or name another --output_dir"
         )
+    return [f"{name} was {before} and is {after}" for name, (before, after) in different.items()]
 
 
-def _read(checkpoint: str) -> dict[str, Any]:
-    return json.loads((Path(checkpoint) / SETTINGS_FILE).read_text())
+def _written(name: str, value: Any) -> str:
+    if name.startswith(CONFIG) or name == DATA_HASH:
+        return f"with {name} {value}"
+    return f"without --{name}" if value is None else f"with --{name} {value}"

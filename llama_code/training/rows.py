@@ -11,8 +11,11 @@ from torch.utils.data import Dataset
 
 from llama_code.data.finish import META_FILE
 from llama_code.errors import UserError
+from llama_code.training.skipped_rows import SkippedRows
 
 IGNORED = -100
+# Of a checkpoint: how the run goes on with its data.
+DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,34 @@ class RunRows(Dataset):
 
     def __init__(self, rows: np.ndarray, train_tokens: int, seed: int):
         self.rows = rows
-        self.train_tokens = train_tokens
-        num_rows = -(-train_tokens // rows.shape[1])
-        num_passes = -(-num_rows // len(rows))
-        orders = [np.random.default_rng([seed, i]).permutation(len(rows)) for i in range(num_passes)]
-        self.order = np.concatenate(orders)[:num_rows]
+        self.train_tokens, self.seed = train_tokens, seed
+        self.num_rows = -(-train_tokens // rows.shape[1])
+        self.skipped = SkippedRows()
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        places = self.skipped.places(np.arange(self.num_rows))
+        num_passes = -(-(places[-1] + 1) // len(self.rows))
+        orders = [np.random.default_rng([self.seed, i]).permutation(len(self.rows)) for i in range(num_passes)]
+        self.order = np.concatenate(orders)[places]
+
+    def skip(self, first_row: int, end_row: int) -> None:
+        """Leave out the rows of the run from one up to another; those that come after them move up."""
+        self.skipped.add(first_row, end_row)
+        self._lay_out()
+
+    def describe(self, first_row: int, end_row: int) -> dict[str, Any]:
+        """Say which rows of the corpus some of the run's are."""
+        return {"rows": self.order[first_row:end_row].tolist()}
+
+    def state_dict(self, row: int) -> dict[str, Any]:
+        """Return what `load_state_dict` takes to go on with a row of the run."""
+        return {"row": row, "skipped": self.skipped.ranges}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Leave out what was left out where `state` was taken; Trainer goes to the row."""
+        self.skipped = SkippedRows(state["skipped"])
+        self._lay_out()
 
     @property
     def num_passes(self) -> float:

@@ -82,3 +82,15 @@ class RunArguments(DataOptions):
         default=False,
         metadata={"help": "Read, filter and encode the data while training: for a source too large to prepare."},
     )
+    restart: bool = field(
+        default=False,
+        metadata={"help": "Begin anew in a folder that holds a run; what it holds is moved to its set-aside/."},
+    )
+    allow_change: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Arguments that may differ from those of the run that is gone on with, as train_tokens."},
+    )
+    save_minutes: float | None = field(
+        default=None,
+        metadata={"help": "Minutes between two checkpoints, 0 for none (default: 10, 0 if --save_steps is given)."},
+    )

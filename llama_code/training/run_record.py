@@ -25,6 +25,8 @@ def make_output_dir(output_dir: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {str(output_dir)!r} is no folder; name one, or a name that is free")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
@@ -34,35 +36,38 @@ def make_output_dir(output_dir: Path) -> None:
         ) from error
 
 
-def check_output_dir(output_dir: Path, resumed: bool) -> None:
-    """Make the folder, and refuse one that already holds a run, so that none is overwritten or mixed with another.
+def finished_run(output_dir: Path) -> dict[str, Any] | None:
+    """The run.json of a folder's finished run; None where there is none.
 
     Raises:
-        UserError: it holds one, or cannot be written.
+        UserError: it cannot be read.
     """
-    make_output_dir(output_dir)
-    if (output_dir / RUN_FILE).exists():
-        raise UserError(f"--output_dir {str(output_dir)!r} already holds a finished run; name another folder")
-    checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if checkpoints and not resumed:
+    path = output_dir / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        record["settings"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"--output_dir {str(output_dir)!r} already holds checkpoints of an unfinished run; go on from the last "
-            f"with --resume_from_checkpoint {checkpoints[-1]} or name another folder"
-        )
+            f"--output_dir {str(output_dir)!r} already holds a finished run, whose {RUN_FILE} was written by another "
+            "version or changed; name another folder, or set it aside with --restart"
+        ) from error
+    return record
 
 
-def resumed_step(checkpoint: str | None, num_steps: int) -> int:
+def resumed_step(checkpoint: Path | None, num_steps: int) -> int:
     """Return the step at which a run is taken up; 0 for a new one.
 
     Raises:
-        UserError: the checkpoint is at the end of the run or past it.
+        UserError: the checkpoint is past the end of the run.
     """
     if checkpoint is None:
         return 0
-    step = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
-    if step >= num_steps:
+    step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+    if step > num_steps:
         raise UserError(
-            f"--resume_from_checkpoint {checkpoint!r} is at step {step} and the run has {num_steps}; ask for more "
+            f"checkpoint {str(checkpoint)!r} is at step {step} and the run has {num_steps}; ask for more "
             "--train_tokens or take an earlier checkpoint"
         )
     return step

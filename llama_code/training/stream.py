@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llama_code.data.decontaminate import BenchmarkIndex
 from llama_code.data.document import Document, digest, normalize
@@ -46,10 +45,9 @@ from llama_code.data.split import STANDARD_LIBRARY, is_document_held_out
 from llama_code.data.stages import contaminants
 from llama_code.errors import UserError
 from llama_code.training.arguments import Run
-from llama_code.training.rows import IGNORED
-from llama_code.training.run_record import resumed_step, write_json
+from llama_code.training.rows import DATA_FILE, IGNORED
+from llama_code.training.skipped_rows import SkippedRows
 
-STATE_FILE = "stream.json"
 # One in 20 projects is held out: where none is among so many documents, projects are few or huge. Of projects of 100
 # documents it happens to one source in 30,000; the 65,000 tokens to measure are found in a few hundred documents.
 HELD_OUT_SEARCH_DOCUMENTS = 20_000
@@ -117,7 +115,8 @@ class StreamedRows(IterableDataset):
         parts = [source.fingerprint, {**options, "near_dedup": False}, self.texts, sorted(map(bytes.hex, known))]
         parts += [encoder.tokenizer.to_str(), platform.python_version_tuple()[:2]]  # which decides what parses
         self.data_hash = blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-        self._start = self._state(0, 0, Place(0, 0, 0, {}))
+        self.skipped = SkippedRows()
+        self._start = self._state(0, 0, 0, Place(0, 0, 0, {}))
         # The data loader reads ahead of training, but never more than a step.
         self._states = deque([self._start], maxlen=2 * run.plan.batch_rows + 1)
 
@@ -143,15 +142,28 @@ class StreamedRows(IterableDataset):
         for name in ("data_hash", "seed", "row_length"):
             if state[name] != self._start[name]:
                 raise UserError(
-                    f"{STATE_FILE} was written with the {name} {state[name]!r}, but this run of --dataset "
+                    f"{DATA_FILE} was written with the {name} {state[name]!r}, but this run of --dataset "
                     f"{self.source.name!r} has {self._start[name]!r}; resume with the same data and arguments"
                 )
         self._start = state
+        self.skipped = SkippedRows(state["skipped"])
+        self._states.clear()
         self._states.append(state)
 
-    def _state(self, row: int, tokens: int, place: Place) -> dict[str, Any]:
+    def skip(self, first_row: int, end_row: int) -> None:
+        """Leave out the rows of the run from one up to another; those that come after them move up."""
+        self.skipped.add(first_row, end_row)
+
+    def describe(self, first_row: int, end_row: int) -> dict[str, Any]:
+        """Say where in the stream some of the run's rows are."""
+        return {"stream_rows": [self.skipped.place(first_row), self.skipped.place(end_row - 1) + 1]}
+
+    def _state(self, row: int, stream_row: int, tokens: int, place: Place) -> dict[str, Any]:
         fixed = {"data_hash": self.data_hash, "seed": self.seed, "row_length": self.row_length}
-        return {**fixed, "row": row, "tokens": tokens, **place._asdict()}
+        skipped = list(self.skipped.ranges)
+        return {
+            **fixed, "row": row, "stream_row": stream_row, "skipped": skipped, "tokens": tokens, **place._asdict()
+        }  # fmt: skip
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield `input_ids` and `labels` of each row, each `(row_length,)`, int64.
@@ -159,14 +171,14 @@ class StreamedRows(IterableDataset):
         Raises:
             UserError: a whole epoch has less than a row.
         """
-        row, skipped = self._start["row"], self._start["tokens"]
+        row, stream_row, cut = (self._start[name] for name in ("row", "stream_row", "tokens"))
         assert row < self.num_rows
         tokens = np.zeros(0, np.int64)
         begins: list[tuple[int, Place]] = []  # of the document that `tokens` begins within, and of those after it
         for place, ids in self._documents(Place(*(self._start[name] for name in Place._fields))):
-            begins.append((len(tokens) - skipped, place))
-            tokens = np.concatenate([tokens, ids[skipped:]])
-            skipped = 0
+            begins.append((len(tokens) - cut, place))
+            tokens = np.concatenate([tokens, ids[cut:]])
+            cut = 0
             while len(tokens) >= self.row_length:
                 input_ids = torch.from_numpy(tokens[: self.row_length].copy())
                 labels = input_ids.clone()
@@ -176,8 +188,11 @@ class StreamedRows(IterableDataset):
                 begins = [(begin - self.row_length, place) for begin, place in begins]
                 while len(begins) > 1 and begins[1][0] <= 0:
                     del begins[0]
+                stream_row += 1
+                if self.skipped.is_skipped(stream_row - 1):
+                    continue
                 row += 1
-                self._states.append(self._state(row, -begins[0][0], begins[0][1]))
+                self._states.append(self._state(row, stream_row, -begins[0][0], begins[0][1]))
                 yield {"input_ids": input_ids, "labels": labels}
                 if row == self.num_rows:
                     return
@@ -242,24 +257,26 @@ class StreamedRows(IterableDataset):
         return BenchmarkIndex(self.texts)
 
 
-class SaveStream(TrainerCallback):
-    """Writes the stream's state into each checkpoint, and begins a resumed run with the random numbers of its own."""
+class StreamRandomState(TrainerCallback):
+    """Begins a resumed run with the random numbers of its own: starting the data loader drew one after Trainer had
+    restored their state.
 
-    def __init__(self, trainer: Trainer, rows: StreamedRows, batch_rows: int):
-        self.trainer, self.rows, self.batch_rows = trainer, rows, batch_rows
-        self.resumed_from = trainer.args.resume_from_checkpoint
+    Args:
+        trainer: whose run it is.
+
+    Attributes:
+        checkpoint: that is gone on from, until the first step begins.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.checkpoint: str | None = None
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Starting the data loader drew a random number after Trainer had restored their state."""
-        if self.resumed_from is not None:
-            self.trainer._load_rng_state(self.resumed_from)
-            self.resumed_from = None
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A process is killed between the checkpoint and its stream.json once in a long while: resuming says so."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-            write_json(folder / STATE_FILE, self.rows.state_dict(state.global_step * self.batch_rows))
+        """Restore the state once."""
+        if self.checkpoint is not None:
+            self.trainer._load_rng_state(self.checkpoint)
+            self.checkpoint = None
 
 
 @dataclass(frozen=True)
@@ -292,10 +309,10 @@ class StreamedData:
 
 
 def streamed_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
-    """Open a run's source, find the held-out rows that it is measured on, and go to where its checkpoint was taken.
+    """Open a run's source and find the held-out rows that it is measured on.
 
     Raises:
-        UserError: an option cannot be what it is, the source cannot be opened, or the checkpoint is of another stream.
+        UserError: an option cannot be what it is, or the source cannot be opened.
     """
     check_options(run.arguments)
     source = open_source(run.arguments.dataset, run.arguments.filters_off)
@@ -312,11 +329,6 @@ def streamed_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> StreamedData:
         f"are not looked for; measured on {len(held_out)} rows of {held_out_source}"
     )
     rows = StreamedRows(run, source, encoder, library | digests)
-    checkpoint = run.training_arguments.resume_from_checkpoint
-    if checkpoint is not None:
-        rows.load_state_dict(
-            _read_state(Path(checkpoint), resumed_step(checkpoint, run.plan.num_steps) * run.plan.batch_rows)
-        )
     return StreamedData(rows, held_out, held_out_source)
 
 
@@ -343,18 +355,3 @@ def _held_out_rows(
             break
     num_rows = min(run.arguments.eval_rows, len(tokens) // run.row_length)
     return np.array(tokens[: num_rows * run.row_length], np.int64).reshape(-1, run.row_length), digests
-
-
-def _read_state(checkpoint: Path, row: int) -> dict[str, Any]:
-    if not (checkpoint / STATE_FILE).is_file():
-        raise UserError(
-            f"--resume_from_checkpoint {str(checkpoint)!r} has no {STATE_FILE}: it is of a run without --streaming or "
-            "was not written whole; take another checkpoint"
-        )
-    state = json.loads((checkpoint / STATE_FILE).read_text())
-    if state["row"] != row:
-        raise UserError(
-            f"--resume_from_checkpoint {str(checkpoint)!r} is at row {state['row']:,} of the stream, but with this "
-            f"run's batch its step is at row {row:,}; resume with the batch of the interrupted run"
-        )
-    return state

@@ -61,10 +61,12 @@ def test_every_spelling_counts_as_asked(argv: list[str]) -> None:
     assert parse(*argv).plan.batch_rows == 2
 
 
-def test_a_short_run_saves_its_model_alone() -> None:
-    assert parse().training_arguments.save_strategy == "no"
+def test_checkpoints_go_by_the_clock_or_by_steps() -> None:
+    assert parse().training_arguments.save_strategy == "no" and parse().arguments.save_minutes == 10
+    assert parse("--save_minutes", "3", "--save_steps", "9").arguments.save_minutes == 3
+    assert parse("--save_strategy", "no").arguments.save_minutes == 0
     assert parse("--save_strategy", "steps").training_arguments.save_strategy == "steps"
-    assert parse("--train_tokens", str(10**9)).training_arguments.save_strategy == "steps"
+    assert parse("--save_steps", "5").training_arguments.save_strategy == "steps"
 
 
 def write_config(folder: Path, recipe: str | bytes | None, **fields: object) -> str:
@@ -100,10 +102,11 @@ def test_a_folder_is_a_size_of_ones_own(tmp_path: Path) -> None:
         (["--learning_rate", "-1"], "--learning_rate -1.0 is no positive number"),
         (["--learning_rate", "nan"], "--learning_rate nan is no positive number"),
         (["--seed", "-1"], "--seed -1 is outside 0 to 2"),
-        (
-            ["--resume_from_checkpoint", "true"],
-            "--resume_from_checkpoint 'true' is no folder with a trainer_state.json",
-        ),
+        (["--restart", "--resume_from_checkpoint", "x"], "--restart contradicts --resume_from_checkpoint 'x'; leave"),
+        (["--allow_change", "optim"], "--allow_change 'optim' is nothing that may change on the way; it may be"),
+        (["--save_minutes", "-1"], "--save_minutes -1.0 is not 0 or more"),
+        (["--save_only_model", "true"], "--save_only_model true would write checkpoints that no run can go on from"),
+        (["--auto_find_batch_size", "true"], "--auto_find_batch_size true would change the batch; leave it out"),
         (["--dataset", "x", "--max_steps", "99"], "--max_steps 99 is more than the 16 steps"),
         (["--eval_rows", "0"], "--eval_rows 0 is not positive; ask for 1 or more"),
         (["--z_loss", "-1"], "--z_loss -1.0 is not 0 or a positive number; give one such as 1e-4, or none"),

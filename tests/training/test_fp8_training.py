@@ -16,6 +16,13 @@ RECIPES = Path(train_clm.__file__).parent / "recipes"
 __all__ = ["argv"]  # a fixture
 
 
+def shorten_rows(*folders: Path) -> None:
+    """Give configurations rows of 16 tokens, two blocks of a kernel, which are interpreted 4 times as fast as 64."""
+    for folder in folders:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 16}))
+
+
 @pytest.fixture
 def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's CPU has the same products, in a way that nobody would want."""
@@ -26,7 +33,8 @@ def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_learns_resumes_and_loads(argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As its bf16 run learns; what a checkpoint goes on to is what the run itself came to."""
     pytest.importorskip("triton")
-    argv[argv.index("--train_tokens") + 1] = str(64 * 16 - 30)
+    shorten_rows(Path(argv[argv.index("--config") + 1]))
+    argv[argv.index("--train_tokens") + 1] = str(16 * 16 - 7)
     argv += ["--kernels", "fused", "--bf16", "true", "--eval_rows", "2"]
     learned = {}
     with torch.compiler.set_stance("force_eager"):

@@ -19,8 +19,8 @@ from llama_code.data.split import is_held_out
 from llama_code.errors import UserError, run_script
 from llama_code.training import stream
 from llama_code.training.arguments import parse_run
-from llama_code.training.rows import IGNORED
-from llama_code.training.stream import STATE_FILE, StreamedData, streamed_data
+from llama_code.training.rows import DATA_FILE, IGNORED
+from llama_code.training.stream import StreamedData, streamed_data
 
 ROOT = Path(train_clm.__file__).parent
 ROW_LENGTH = 64
@@ -182,7 +182,7 @@ def test_states_are_kept_for_two_steps(argv: list[str]) -> None:
 
 def test_a_state_of_another_stream(argv: list[str], tmp_path: Path) -> None:
     state = open_stream(argv).train.state_dict()
-    with pytest.raises(UserError, match="stream.json was written with the seed 0, but this run of --dataset .* has 1"):
+    with pytest.raises(UserError, match="data.json was written with the seed 0, but this run of --dataset .* has 1"):
         open_stream(argv, seed=1).train.load_state_dict(state)
     with pytest.raises(UserError, match="written with the data_hash .*; resume with the same data and arguments"):
         open_stream(argv, redact="true").train.load_state_dict(state)
@@ -268,12 +268,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
             raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(stream.SaveStream, "on_step_begin", kill)
+        patched.setattr(stream.StreamRandomState, "on_step_begin", kill)
         train(monkeypatch, argv, tmp_path / "cut")
     checkpoint = tmp_path / "cut" / "checkpoint-14"
-    state = json.loads((checkpoint / STATE_FILE).read_text())
+    state = json.loads((checkpoint / DATA_FILE).read_text())
     assert state["row"] == 14 * 4 and not (tmp_path / "cut" / "run.json").exists()
-    train(monkeypatch, argv, tmp_path / "cut", "--resume_from_checkpoint", str(checkpoint))
+    train(monkeypatch, argv, tmp_path / "cut")
     resumed = json.loads((tmp_path / "cut" / "run.json").read_text())
     for name in ("initial", "final", "data", "data_hash", "tokens", "passes_over_data"):
         assert resumed[name] == whole[name]
@@ -282,11 +282,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
     errors = {
-        "is at row 56 of the stream, but with this run's batch its step is at row 28": ("--batch_tokens", "128"),
-        "stream.json was written with the seed 0": ("--seed", "3"),
+        "was trained with --batch_tokens 256, and the run is with --batch_tokens 128": ("--batch_tokens", "128"),
+        "data.json was written with the seed 0": ("--seed", "3", "--allow_change", "seed", "data_hash"),
     }
-    (tmp_path / "cut" / "checkpoint-7" / STATE_FILE).unlink()
-    errors["has no stream.json: it is of a run without"] = (
+    (tmp_path / "cut" / "checkpoint-7" / DATA_FILE).unlink()
+    errors["cannot be used, since data.json is missing"] = (
         *("--resume_from_checkpoint", str(tmp_path / "cut" / "checkpoint-7")),
     )
     for message, changes in errors.items():

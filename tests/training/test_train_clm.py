@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train_clm
 from llama_code.errors import run_script
 from llama_code.training.arguments import parse_run
+from llama_code.training.events import Events
+from llama_code.training.run_requests import RunRequests
+from llama_code.training.stop_signals import StopSignals
 from llama_code.training.trainer import CodeTrainer
 
 ROOT = Path(train_clm.__file__).parent
@@ -114,6 +117,10 @@ def test_norms_do_not_decay(tmp_path: Path) -> None:
         byte_lengths=None,
         flops_per_token=1,
         peak_flops=1,
+        events=Events(tmp_path),
+        requests=RunRequests(StopSignals(), 0),
+        checkpoint_files=lambda step: {},
+        describe_rows=lambda step: {},
     )
     optimizer = trainer.create_optimizer()
     decays = {
@@ -166,7 +173,7 @@ def test_a_resumed_run_records_its_own_speed_and_loss(
     argv[argv.index("--train_tokens") + 1] = str(64 * 50)
     with pytest.raises(SystemExit):
         run(monkeypatch, [*argv, "--resume_from_checkpoint", checkpoint])
-    assert "is at step 50 and the run has 50; ask for more --train_tokens" in capfd.readouterr().err
+    assert "--train_tokens 5730, and the run is with --train_tokens 3200" in capfd.readouterr().err
 
 
 def test_bad_input_is_one_sentence(
@@ -182,6 +189,7 @@ def test_bad_input_is_one_sentence(
     (finished / "run.json").touch()
     (unfinished / "checkpoint-10").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").touch()
     (tmp_path / "rows.jsonl").write_text('{"body": 1}\n')
     cases = {
         "--config 'm7' is neither a size": ["--config", "m7"],
@@ -194,7 +202,10 @@ def test_bad_input_is_one_sentence(
             str(ROOT / "tokenizer"),
         ],
         "--tokenizer 'no-such' cannot be loaded": ["--tokenizer", "no-such"],
-        "finished' already holds a finished run; name another": ["--output_dir", str(finished)],
+        "finished' already holds a finished run, whose run.json was written by another version or changed; name": [
+            "--output_dir",
+            str(finished),
+        ],
         "--output_dir '/proc/x' cannot be written": ["--output_dir", "/proc/x"],
         "makes no model": ["--attn_implementation", "nonsense"],
         "--kernels='fast' is none of auto, reference, fused; choose one": ["--kernels", "fast"],
@@ -204,7 +215,10 @@ def test_bad_input_is_one_sentence(
         "--optim adamw_torch_8bit needs torchao, which is not installed; pip install torchao": [
             *("--optim", "adamw_torch_8bit")
         ],
-        "already holds checkpoints of an unfinished run; go on from": ["--output_dir", str(unfinished)],
+        "holds checkpoints of which none is as it was written (checkpoint-10: it has no manifest.json: it was": [
+            *("--output_dir", str(unfinished))
+        ],
+        "taken' is no folder; name one": ["--output_dir", str(tmp_path / "taken")],
         "cannot be divided by --per_device_train_batch_size 3": [
             *("--batch_tokens", "512", "--per_device_train_batch_size", "3")
         ],

@@ -1,0 +1,102 @@
+"""Writes checkpoints beside training, one at a time; one that cannot be written is no reason to stop."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from llama_code.training.checkpoints import STAGING_FOLDER, checkpoint_name, commit, remove_oldest
+from llama_code.training.events import Events
+
+# What a disk that is full, read-only or gone makes of writing: Python, safetensors and torch.save, whose errors have
+# no class of their own.
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "Parent directory")
+logger = logging.getLogger(__name__)
+
+
+class CheckpointSaver:
+    """Writes one checkpoint at a time in a thread.
+
+    Args:
+        output_dir: the run's folder.
+        events: the run's.
+        limit: how many checkpoints stay, None for all.
+
+    Attributes:
+        saved_step: step of the last checkpoint that was written, None before there was one.
+    """
+
+    def __init__(self, output_dir: Path, events: Events, limit: int | None) -> None:
+        self.output_dir, self.events, self.limit = output_dir, events, limit
+        self.saved_step: int | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def staged(self, step: int) -> Path:
+        """Wait for the checkpoint before, and return the path of an empty folder's to be: that of a step."""
+        self.wait()
+        folder = self.output_dir / STAGING_FOLDER / checkpoint_name(step)
+        if folder.parent.exists():
+            shutil.rmtree(folder.parent)
+        return folder
+
+    def write(
+        self, step: int, parts: Sequence[Callable[[], object]], best: str | None, on_saved: Callable[[Path], None]
+    ) -> None:
+        """Write what is missing in a staged folder, and give it its name, in the thread.
+
+        Args:
+            step: of the checkpoint.
+            parts: each writes a part of it.
+            best: folder of the best checkpoint, which stays.
+            on_saved: called with the folder.
+        """
+        self._writing = self._pool.submit(self._write, step, parts, best, on_saved)
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def fail(self, step: int, error: Exception) -> None:
+        """Remove what there is of a checkpoint, and say that there will be none; raises what is not of the disk."""
+        if isinstance(error, RuntimeError) and not any(part in str(error) for part in TORCH_SAVE):
+            raise error
+        shutil.rmtree(self.output_dir / STAGING_FOLDER, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        self.events.add("save_failed", step=step, reason=reason)
+        logger.warning(
+            f"the checkpoint of step {step:,} could not be written ({reason}); those before it are as they were, "
+            "and training goes on and tries again at the next save"
+        )
+
+    def _write(
+        self, step: int, parts: Sequence[Callable[[], object]], best: str | None, on_saved: Callable[[Path], None]
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            for part in parts:
+                part()
+            folder, manifest = commit(self.output_dir, step)
+        except WRITE_ERRORS as error:
+            self.fail(step, error)
+            return
+        self.saved_step = step
+        seconds = time.perf_counter() - started
+        num_bytes = sum(facts["size"] for facts in manifest["files"].values())
+        facts = {"seconds": round(seconds, 3), "bytes": num_bytes, "sha256": manifest["sha256"]}
+        self.events.add("save", step=step, checkpoint=folder.name, **facts)
+        on_saved(folder)
+        try:
+            removed = remove_oldest(self.output_dir, self.limit, best)
+        except OSError as error:
+            logger.warning(f"an old checkpoint could not be removed ({error.strerror}); remove it by hand")
+            return
+        if removed:
+            self.events.add("remove", checkpoints=removed)

@@ -1,0 +1,44 @@
+"""Copies of states on the host, which training cannot change while they are written."""
+
+from typing import Any
+
+import psutil
+from torch import Tensor
+
+
+class HostCopy:
+    """Copies nested states; what shares memory in one place of a state does in its copy too, as tied weights."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """Copy nested dictionaries, lists and tuples with their tensors."""
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self(item) for item in value)
+        return self._copy(value) if isinstance(value, Tensor) else value
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if type(tensor) is not Tensor:  # states in 8 bits, which are several tensors inside
+            return tensor.to("cpu", copy=True)
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if place not in self._copies or not tensor.numel():
+            self._copies[place] = tensor.to("cpu", copy=True)
+        return self._copies[place]
+
+
+def num_bytes(value: Any) -> int:
+    """Bytes of the tensors of a nested state; what is shared is counted each time."""
+    if isinstance(value, dict):
+        return sum(map(num_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(num_bytes, value))
+    return value.nbytes if isinstance(value, Tensor) else 0
+
+
+def fits_on_host(size: int) -> bool:
+    """Whether the host has memory for a copy of so many bytes, and some to spare."""
+    return size * 1.1 < psutil.virtual_memory().available
