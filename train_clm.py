@@ -57,6 +57,7 @@ from llama_code.training.survival import (
     read_data_state,
     stop,
     with_less_memory,
+    write_in_the_end,
 )
 from llama_code.training.throughput import device_name, flops_per_token, peak_flops
 from llama_code.training.trackers import guard_trackers
@@ -203,6 +204,8 @@ def train(run: Run, events: Events) -> int:
             checkpoint = go_back(run, rows, events, first_skipped, trainer.state.global_step, num_returns)
             num_returns += 1
             trainer.guard.restart()
+        if trainer.state.global_step != run.plan.num_steps and not is_stopped(trainer, signals):
+            raise RuntimeError(f"training ended at step {trainer.state.global_step} of {run.plan.num_steps}")
         seconds = time.perf_counter() - started - trainer.evaluation_seconds
         final = {} if is_stopped(trainer, signals) else trainer.evaluate()
         if is_stopped(trainer, signals):
@@ -210,10 +213,11 @@ def train(run: Run, events: Events) -> int:
     initial = next(entry for entry in trainer.state.log_history if "eval_bits_per_byte" in entry)
     if isinstance(model, PeftModel) and is_main:
         # The adapter comes first: all that was trained is in it.
-        model.save_pretrained(output_dir / ADAPTER_FOLDER)
+        adapter = model
+        write_in_the_end(lambda: adapter.save_pretrained(output_dir / ADAPTER_FOLDER), output_dir, events)
         trainer.model = base = merged_model(model, run.config, base.dtype)
     base.config.use_cache = True  # Trainer turns it off, and what is saved is for generation
-    trainer.save_model()
+    write_in_the_end(trainer.save_model, output_dir, events)
     trainer.accelerator.end_training()  # else a thread of the process group may outlive Python, which aborts
     if not is_main:
         return 0
@@ -257,7 +261,7 @@ def train(run: Run, events: Events) -> int:
         "git_commit": git_commit(ROOT),
         "date": time.strftime("%Y-%m-%d"),
     }
-    write_json(output_dir / RUN_FILE, record)
+    write_in_the_end(lambda: write_json(output_dir / RUN_FILE, record), output_dir, events)
     events.add("end", step=result.global_step, bits_per_byte=final["eval_bits_per_byte"])
     logger.info(
         f"bits per byte on held-out Python: {initial['eval_bits_per_byte']:.4f} -> {final['eval_bits_per_byte']:.4f}\n"

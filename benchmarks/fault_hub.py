@@ -17,14 +17,14 @@ class StandIn(ThreadingHTTPServer):
     """What `hf upload` needs of the Hub.
 
     Attributes:
-        fault: hanging, failing or empty, which is none.
+        fault: hanging, never answering, failing or empty, which is none.
         commits: files of each commit.
     """
 
     daemon_threads = True
 
-    def __init__(self, fault: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, fault: str, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.fault = fault
         self.commits: list[list[str]] = []
         self.num_requests = 0
@@ -33,6 +33,11 @@ class StandIn(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def end(self) -> None:
+        """Listen no longer."""
+        self.shutdown()
+        self.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -49,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.num_requests += 1
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.fault == "hanging":
+        if self.server.fault in ("hanging", "never answering"):
             time.sleep(3_600)
         if self.path.startswith("/api/repos/create"):
             self._answer(200, {"url": f"{self.server.url}/{REPO}", "name": REPO, "id": REPO})
@@ -80,33 +85,35 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def hub_faults(scratch: Path, argv: list[str], reference: Path) -> dict[str, tuple[bool, bool]]:
-    """Train beside a Hub that fails, and later does not.
+    """Train beside a Hub that fails, and later does not; or never answers.
 
     Returns:
-        By fault: whether the run ended as it should, and whether it was pushed, or, of a Hub that never answers, how
-        to push it was said.
+        By fault: whether the run ended as it should, and whether the model was pushed, or, where the Hub never
+        answers, how to push it was said.
     """
     outcomes = {}
-    for fault in ("refusing", "failing", "hanging"):
+    for fault in ("refusing", "failing", "hanging", "never answering"):
         server = StandIn(fault)
+        address = server.server_address
         if fault == "refusing":
-            server.shutdown()
-            server.server_close()
+            server.end()
         environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0"}
         environment |= {"HF_HOME": str(scratch / "home")}
         folder = scratch / f"hub-{fault}"
         options = ["--push_to_hub", "true", "--hub_model_id", REPO, "--hub_token", "hf_x"]
         run = Run(folder, [*argv, *options], environment=environment)
         run.wait_until(lambda folder=folder: bool(events_named(folder, "push_failed")))
-        server.fault = "" if fault == "failing" else fault
+        if fault == "refusing":
+            server = StandIn("", address[1])
+        elif fault != "never answering":
+            server.fault = ""
         code = run.wait()
+        server.end()
         is_alike = code == 0 and same_weights(folder, reference)
-        said = events_named(folder, "not_pushed")
-        is_pushed = any("model.safetensors" in files for files in server.commits) if fault == "failing" else bool(said)
+        said = [event["command"] for event in events_named(folder, "not_pushed")]
+        is_pushed = any("model.safetensors" in files for files in server.commits)
         pushes = [event["folder"] for event in events_named(folder, "push")]
-        print(f"  {fault}: exit code {code}, pushed {pushes}, {[x['command'] for x in said]}", flush=True)
-        outcomes[fault] = (is_alike, is_pushed)
-        if fault != "refusing":
-            server.shutdown()
-            server.server_close()
+        reason = events_named(folder, "push_failed")[0]["reason"]
+        print(f"  {fault}: exit code {code}, {reason!r}, then pushed {pushes} {said}", flush=True)
+        outcomes[fault] = (is_alike, bool(said) if fault == "never answering" else is_pushed and not said)
     return outcomes

@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from llama_code.training.events import read_events  # noqa: E402
 from llama_code.training.trainer import CodeTrainer  # noqa: E402
 
 LONGEST_SECONDS = 240.0
-# How long a run's end waits for the Hub here.
-PUSH_SECONDS = 20.0
+# How long an upload may take here, how long a run waits before the next, and how long its end waits for all.
+UPLOAD_SECONDS, DELAY, PUSH_SECONDS = 8.0, 1.0, 40.0
 TRAINING, EVALUATING, SAVING = "training", "evaluating", "saving"
 # Where a value that is not finite is planted: on what, and what.
 PLACES = {
@@ -102,6 +103,7 @@ class Run:
         argv: other arguments of train_clm.py.
         planted: as `Observed` has it.
         environment: variables of its own.
+        notes: path, without a suffix, of the files of what it does and prints; by default beside the folder.
     """
 
     def __init__(
@@ -110,9 +112,10 @@ class Run:
         argv: list[str],
         planted: tuple[str, float, range] | None = None,
         environment: dict[str, str] | None = None,
+        notes: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.phase_file = folder.with_suffix(".phase")
+        self.log, self.phase_file = ((notes or folder).with_suffix(suffix) for suffix in (".log", ".phase"))
         self.phase_file.write_text("")
         self.started = time.monotonic()
         self.pid = os.fork()
@@ -123,10 +126,11 @@ class Run:
     def _be_it(self, argv: list[str], planted: tuple[str, float, range] | None, environment: dict[str, str]) -> None:
         code = 1
         try:
-            with self.folder.with_suffix(".log").open("ab") as log:
+            with self.log.open("ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             os.environ.update(environment)
+            pushes.FEWEST_UPLOAD_SECONDS, pushes.FIRST_DELAY = UPLOAD_SECONDS, DELAY
             pushes.LAST_SECONDS = PUSH_SECONDS
             Observed.phase_file, Observed.planted = self.phase_file, planted
             train_clm.CodeTrainer = Observed  # type: ignore[misc]
@@ -135,6 +139,9 @@ class Run:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

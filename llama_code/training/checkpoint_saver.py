@@ -19,6 +19,13 @@ TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "Parent directory")
 logger = logging.getLogger(__name__)
 
 
+def write_error(error: Exception) -> str:
+    """Say in words why something could not be written; raises what is not of the disk."""
+    if isinstance(error, RuntimeError) and not any(part in str(error) for part in TORCH_SAVE):
+        raise error
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class CheckpointSaver:
     """Writes one checkpoint at a time in a thread.
 
@@ -66,10 +73,8 @@ class CheckpointSaver:
 
     def fail(self, step: int, error: Exception) -> None:
         """Remove what there is of a checkpoint, and say that there will be none; raises what is not of the disk."""
-        if isinstance(error, RuntimeError) and not any(part in str(error) for part in TORCH_SAVE):
-            raise error
+        reason = write_error(error)
         shutil.rmtree(self.output_dir / STAGING_FOLDER, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         self.events.add("save_failed", step=step, reason=reason)
         logger.warning(
             f"the checkpoint of step {step:,} could not be written ({reason}); those before it are as they were, "

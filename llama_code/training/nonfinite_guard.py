@@ -36,11 +36,16 @@ class NonFiniteGuard:
     Args:
         device: where losses are.
         world_size: processes that train together; what one of them skips all skip.
+
+    Attributes:
+        must_stop, must_save: whether one of the processes asked for it.
+        first_of_many: the first of so many skipped steps in a row that the run has to go back, None before that.
     """
 
     def __init__(self, device: torch.device, world_size: int) -> None:
         self.device, self.world_size = device, world_size
         self.must_stop = self.must_save = False
+        self.first_of_many: int | None = None
         self._in_a_row: list[int] = []
         # Sum and number of the steps' losses since they were last asked for.
         self._losses = torch.zeros(2, device=device)
@@ -91,14 +96,11 @@ class NonFiniteGuard:
             if is_skipped:
                 found.append(Skipped(step, loss, norm))
                 self._in_a_row.append(step)
+                if len(self._in_a_row) == STEPS_IN_A_ROW and self.first_of_many is None:
+                    self.first_of_many = self._in_a_row[0]
             else:
                 self._in_a_row.clear()
         return found
-
-    @property
-    def first_of_many(self) -> int | None:
-        """The first of so many steps in a row that the run should go back; None where it need not."""
-        return self._in_a_row[0] if len(self._in_a_row) >= STEPS_IN_A_ROW else None
 
     def mean_loss(self) -> float:
         """Mean of the finite losses of the steps since it was last asked for; NaN where none was finite."""
@@ -110,6 +112,7 @@ class NonFiniteGuard:
 
     def restart(self) -> None:
         """Forget the steps that a run has gone back behind."""
+        self.first_of_many = None
         self._pending.clear()
         self._in_a_row.clear()
         self._losses.zero_()

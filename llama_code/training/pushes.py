@@ -28,7 +28,7 @@ STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "traine
 PRIVATE = tuple(f"{name}/*" for name in ("checkpoint-*", STAGING_FOLDER, REMOVED_FOLDER, ASIDE_FOLDER, PUSH_FOLDER))
 PRIVATE += (LOCK_FILE, "events.jsonl", "stacks.txt", "training_args.bin")
 # An upload that takes longer is ended and tried again; it goes on with the files that are through.
-UPLOAD_SECONDS = 3_600
+FEWEST_UPLOAD_SECONDS, LEAST_BYTES_A_SECOND = 300.0, 1_000_000
 FIRST_DELAY, LONGEST_DELAY = 10.0, 300.0
 # How long the end of a run waits for what is due.
 LAST_SECONDS = 600.0
@@ -130,12 +130,14 @@ class Pushes:
             text=True,
             start_new_session=True,  # Ctrl-C is for the run, which decides what becomes of this
         )
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        seconds = FEWEST_UPLOAD_SECONDS + size / LEAST_BYTES_A_SECOND
         try:
-            _, errors = self._process.communicate(timeout=UPLOAD_SECONDS)
+            _, errors = self._process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
-            return f"no answer in {UPLOAD_SECONDS} s"
+            return f"no end in {seconds:.0f} s"
         if self._process.returncode == 0:
             return None
         lines = [line for line in errors.splitlines() if "Error" in line or "error" in line]

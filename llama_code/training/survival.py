@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from llama_code.errors import UserError
 from llama_code.training.arguments import Run
+from llama_code.training.checkpoint_saver import WRITE_ERRORS, write_error
 from llama_code.training.checkpoints import checkpoint_name, list_checkpoints, set_aside
 from llama_code.training.events import Events, process_facts
 from llama_code.training.manifest import damage
@@ -25,6 +27,8 @@ from llama_code.training.trainer import CodeTrainer
 
 # How often a run goes back before it ends with an error.
 MOST_RETURNS = 3
+# How long, and how often, the model is tried to be written in the end.
+LAST_SECONDS, BETWEEN_SECONDS = 600.0, 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -141,6 +145,28 @@ def with_less_memory(run: Run, events: Events, error: BaseException) -> Run | No
 def newest_step(output_dir: Path) -> int:
     """Step of the newest checkpoint, -1 where there is none."""
     return max((step for step, _ in list_checkpoints(output_dir)), default=-1)
+
+
+def write_in_the_end(write: Callable[[], object], output_dir: Path, events: Events) -> None:
+    """Write what a run was for, and give people some time to make room for it.
+
+    Raises:
+        UserError: there was no room in that time.
+    """
+    deadline = time.monotonic() + LAST_SECONDS
+    while True:
+        try:
+            write()
+            return
+        except WRITE_ERRORS as error:
+            reason = write_error(error)
+            events.add("save_failed", step=None, reason=reason)
+            if time.monotonic() > deadline:
+                kept = [path.name for _, path in list_checkpoints(output_dir)[:1]]
+                where = f"; {kept[0]} is there, and the same command goes on from it" if kept else ""
+                raise UserError(f"--output_dir {str(output_dir)!r} cannot take the model ({reason}){where}") from error
+            logger.warning(f"the model could not be written to {output_dir} ({reason}); make room, it is tried again")
+            time.sleep(BETWEEN_SECONDS)
 
 
 def is_stopped(trainer: CodeTrainer, signals: StopSignals) -> bool:

@@ -150,6 +150,15 @@ class CodeTrainer(Trainer):
                 state = {name: tensor for name, tensor in state.items() if name in trained}
             self._parts.append(partial(self._save, output_dir, state_dict=self._host_copy(state)))
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model; a disk that is full is an OSError whoever finds out."""
+        try:
+            super()._save(*args, **kwargs)
+        except Exception as error:
+            if type(error) is not Exception:  # which is what tokenizers raises
+                raise
+            raise OSError(str(error)) from error
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save a checkpoint's optimizer, copied now and written later, and its scheduler."""
         if is_sharded(self.args):
