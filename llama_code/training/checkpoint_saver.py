@@ -53,7 +53,13 @@ class CheckpointSaver:
         return folder
 
     def write(
-        self, step: int, parts: Sequence[Callable[[], object]], best: str | None, on_saved: Callable[[Path], None]
+        self,
+        step: int,
+        parts: Sequence[Callable[[], object]],
+        best: str | None,
+        on_saved: Callable[[Path], None],
+        blocked_seconds: float,
+        keeps_all: bool = False,
     ) -> None:
         """Write what is missing in a staged folder, and give it its name, in the thread.
 
@@ -62,8 +68,10 @@ class CheckpointSaver:
             parts: each writes a part of it.
             best: folder of the best checkpoint, which stays.
             on_saved: called with the folder.
+            blocked_seconds: for which training waited, told with the rest.
+            keeps_all: whether no old checkpoint is removed for it.
         """
-        self._writing = self._pool.submit(self._write, step, parts, best, on_saved)
+        self._writing = self._pool.submit(self._write, step, parts, best, on_saved, blocked_seconds, keeps_all)
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
@@ -82,7 +90,13 @@ class CheckpointSaver:
         )
 
     def _write(
-        self, step: int, parts: Sequence[Callable[[], object]], best: str | None, on_saved: Callable[[Path], None]
+        self,
+        step: int,
+        parts: Sequence[Callable[[], object]],
+        best: str | None,
+        on_saved: Callable[[Path], None],
+        blocked_seconds: float,
+        keeps_all: bool = False,
     ) -> None:
         started = time.perf_counter()
         try:
@@ -95,11 +109,12 @@ class CheckpointSaver:
         self.saved_step = step
         seconds = time.perf_counter() - started
         num_bytes = sum(facts["size"] for facts in manifest["files"].values())
-        facts = {"seconds": round(seconds, 3), "bytes": num_bytes, "sha256": manifest["sha256"]}
+        times = {"seconds": round(seconds, 3), "blocked_seconds": round(blocked_seconds, 3)}
+        facts = {**times, "bytes": num_bytes, "sha256": manifest["sha256"]}
         self.events.add("save", step=step, checkpoint=folder.name, **facts)
         on_saved(folder)
         try:
-            removed = remove_oldest(self.output_dir, self.limit, best)
+            removed = remove_oldest(self.output_dir, None if keeps_all else self.limit, best)
         except OSError as error:
             logger.warning(f"an old checkpoint could not be removed ({error.strerror}); remove it by hand")
             return

@@ -102,6 +102,11 @@ class NonFiniteGuard:
                 self._in_a_row.clear()
         return found
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the run may have to go back to a checkpoint before its last steps."""
+        return bool(self._in_a_row) or self.first_of_many is not None
+
     def mean_loss(self) -> float:
         """Mean of the finite losses of the steps since it was last asked for; NaN where none was finite."""
         if self.world_size > 1:

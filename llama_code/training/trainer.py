@@ -204,7 +204,15 @@ class CodeTrainer(Trainer):
             self.saver.fail(step, error)
         else:
             if self.args.should_save:
-                self.saver.write(step, self._parts, self.state.best_model_checkpoint, self.on_saved)
+                blocked_seconds = time.perf_counter() - started
+                self.saver.write(
+                    step,
+                    self._parts,
+                    self.state.best_model_checkpoint,
+                    self.on_saved,
+                    blocked_seconds,
+                    keeps_all=self.guard.is_in_doubt,
+                )
                 if not is_copied:
                     self.saver.wait()
         finally:
