@@ -92,16 +92,15 @@ def main() -> None:
 
 def train_with_less(run: Run, events: Events) -> int:
     """Train, with less memory where there is not enough before anything was saved; returns the exit code."""
-    output_dir = Path(run.training_arguments.output_dir)
     while True:
-        saved_step = newest_step(output_dir)
+        saved_step = newest_step(run.output_dir)
         if run.memory is not None:
             # a plan that was wrong ends here instead of taking what others were promised
             torch.cuda.set_per_process_memory_fraction(budget_bytes(run.arguments.memory_budget, run.card) / run.card)
         try:
             return train(run, events)
         except torch.OutOfMemoryError as error:
-            smaller = None if newest_step(output_dir) > saved_step else with_less_memory(run, events, error)
+            smaller = None if newest_step(run.output_dir) > saved_step else with_less_memory(run, events, error)
             if smaller is None:
                 allocated, reserved = (
                     peak() / GIB for peak in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
@@ -121,7 +120,7 @@ def train_with_less(run: Run, events: Events) -> int:
 
 def train(run: Run, events: Events) -> int:
     """Train, measure, save; returns the exit code, which is not 0 where a signal ended the run."""
-    arguments, output_dir = run.training_arguments, Path(run.training_arguments.output_dir)
+    arguments, output_dir = run.training_arguments, run.output_dir
     is_main = arguments.process_index == 0
     is_through, checkpoint = look_up(run, events)
     if is_through:

@@ -89,6 +89,12 @@ class Run:
     card: float
     shared: dict[str, Any]
 
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        assert self.training_arguments.output_dir is not None
+        return Path(self.training_arguments.output_dir)
+
 
 def parse_run(argv: Sequence[str], recipes: Path) -> Run:
     """Turn a command line into a run.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor
 
 
@@ -26,7 +27,8 @@ class HostCopy:
             return tensor.to("cpu", copy=True)
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if place not in self._copies or not tensor.numel():
-            self._copies[place] = tensor.to("cpu", copy=True)
+            # New memory costs more than the copy, which would take it with one thread; zeros are written by many.
+            self._copies[place] = torch.zeros_like(tensor, device="cpu").copy_(tensor)
         return self._copies[place]
 
 

@@ -46,6 +46,7 @@ class Pushes:
 
     def __init__(self, arguments: TrainingArguments, events: Events) -> None:
         self.arguments, self.events = arguments, events
+        assert arguments.output_dir is not None
         self.output_dir = Path(arguments.output_dir)
         self.repo = arguments.hub_model_id or self.output_dir.absolute().name
         self._due: tuple[Path, str] | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from llama_code.errors import UserError
@@ -60,7 +61,7 @@ def settings(
         **{name: getattr(arguments, name) for name in CHANGEABLE_ARGUMENTS},
         "batch_tokens": plan.batch_rows * row_length,
         **values,
-        "lr_scheduler_type": training_arguments.lr_scheduler_type.value,
+        "lr_scheduler_type": SchedulerType(training_arguments.lr_scheduler_type).value,
         **{CONFIG + name: value for name, value in config.to_diff_dict().items() if name not in UNCOMPARED},
     }
     return json.loads(json.dumps(shared))  # as it will be read

@@ -75,9 +75,10 @@ class RunWatch(TrainerCallback):
         if self.requests.stop() and args.world_size == 1:
             control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn of a spike, and write what events are still due."""
         self.events.flush()
+        logs = kwargs["logs"]
         score = self.spikes.z_score(logs["loss"]) if "loss" in logs else None
         if score is not None:
             self.events.add("loss_spike", step=state.global_step, loss=logs["loss"], z_score=round(score, 1))

@@ -39,7 +39,7 @@ def own_folder(run: Run) -> Iterator[Events]:
     Raises:
         UserError: it is a file, cannot be written, or is another's.
     """
-    output_dir = Path(run.training_arguments.output_dir)
+    output_dir = run.output_dir
     is_main = run.training_arguments.process_index == 0
     if is_main:
         make_output_dir(output_dir)
@@ -57,8 +57,7 @@ def is_finished(run: Run) -> bool:
     Raises:
         UserError: it holds another run that is through.
     """
-    output_dir = run.training_arguments.output_dir
-    record = finished_run(Path(output_dir))
+    record = finished_run(run.output_dir)
     if record is None:
         return False
     settings = {name: value for name, value in record["settings"].items() if name in run.shared}
@@ -66,15 +65,15 @@ def is_finished(run: Run) -> bool:
     if different:
         name, (before, after) = next(iter(different.items()))
         raise UserError(
-            f"--output_dir {output_dir!r} already holds a finished run with {name} {before}, and this one has "
-            f"{after}; name another folder, or set it aside with --restart"
+            f"--output_dir {str(run.output_dir)!r} already holds a finished run with {name} {before}, and this one "
+            f"has {after}; name another folder, or set it aside with --restart"
         )
     return True
 
 
 def look_up(run: Run, events: Events) -> tuple[bool, Path | None]:
     """Return whether the run is through already, and what it goes on from, the same in all of its processes."""
-    named, output_dir = run.training_arguments.resume_from_checkpoint, Path(run.training_arguments.output_dir)
+    named, output_dir = run.training_arguments.resume_from_checkpoint, run.output_dir
     found: list[tuple[bool, Path | None]] = [(False, None)]
     if run.training_arguments.process_index == 0:
         is_through = is_finished(run)
@@ -104,7 +103,7 @@ def go_back(run: Run, rows: RunRows | StreamedRows, events: Events, first: int, 
     Raises:
         UserError: it went back too often, or has no checkpoint.
     """
-    output_dir = Path(run.training_arguments.output_dir)
+    output_dir = run.output_dir
     what = f"the loss or the gradient was not finite in the {end - first} steps up to {end:,}"
     remedy = "lower --learning_rate, or look at the rows that events.jsonl names"
     if num_returns == MOST_RETURNS:
@@ -178,6 +177,7 @@ def stop(trainer: CodeTrainer, signals: StopSignals, events: Events) -> int:
     """Save what a signal has ended, if it is not saved yet; returns the exit code."""
     step = trainer.state.global_step
     if trainer.args.world_size == 1 and trainer.saver.saved_step != step:
+        assert trainer.model is not None
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.saver.wait()
     signal_name = signals.caught.name if signals.caught is not None else "a signal to another process"

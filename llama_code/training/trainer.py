@@ -76,13 +76,15 @@ class CodeTrainer(Trainer):
         self.checkpoint_files, self.describe_rows = checkpoint_files, describe_rows
         self.on_saved, self.requests = on_saved, requests
         self.guard = NonFiniteGuard(self.args.device, self.args.world_size)
-        self.saver = CheckpointSaver(Path(self.args.output_dir), events, self.args.save_total_limit)
+        assert self.args.output_dir is not None
+        self.output_dir = Path(self.args.output_dir)
+        self.saver = CheckpointSaver(self.output_dir, events, self.args.save_total_limit)
         self.num_skipped = 0
         self.evaluation_seconds = 0.0
         self.saving_seconds = 0.0
         self._staged: Path | None = None
         self._parts: list[Callable[[], object]] = []
-        self._host_copy: Callable[[Any], Any] = HostCopy()
+        self._host_copy: Callable[[Any], Any] = _same
         self._last_log: tuple[float, int] | None = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -112,8 +114,8 @@ class CodeTrainer(Trainer):
             norm = torch.zeros_like(norm)
         skip = self.guard.judge(self.state.global_step, norm, self.requests.stop(), self.requests.save())
         if not self.args.fp16:
-            assert self.optimizer is not None
-            skip_on_device(self.optimizer.optimizer, model, skip)
+            optimizer: Any = self.optimizer  # accelerate's, around PyTorch's
+            skip_on_device(optimizer.optimizer, model, skip)
         return grad_norm
 
     def read_skipped(self, *, all_steps: bool = False) -> None:
@@ -123,9 +125,9 @@ class CodeTrainer(Trainer):
 
     def _tell_skipped(self, skipped: Skipped) -> None:
         self.num_skipped += 1
-        facts = {"loss": skipped.loss, "grad_norm": skipped.grad_norm}
+        values = {"loss": skipped.loss, "grad_norm": skipped.grad_norm}
         # JSON has no NaN: their names are written.
-        facts = {name: value if np.isfinite(value) else str(value) for name, value in facts.items()}
+        facts = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
         self.events.add("skip", step=skipped.step, **facts, **self.describe_rows(skipped.step))
         if self.is_world_process_zero():
             logger.warning(
@@ -172,7 +174,6 @@ class CodeTrainer(Trainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Ask the Hub for nothing here: `Pushes` does, and does not mind when there is no answer."""
-        self.hub_model_id = self.args.hub_model_id
         self.push_in_progress = None
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -189,8 +190,7 @@ class CodeTrainer(Trainer):
         size = num_bytes(self.optimizer.state_dict()["state"])
         size += sum(x.nbytes for x in self.model.parameters() if x.requires_grad)
         is_copied = not is_sharded(self.args) and fits_on_host(size)
-        self._host_copy = HostCopy() if is_copied else lambda state: state
-        self._parts = []
+        self._host_copy = HostCopy() if is_copied else _same
         try:
             self._staged = self.saver.staged(step)
             self.accelerator.wait_for_everyone()  # else one could write before another removes what was there
@@ -216,7 +216,7 @@ class CodeTrainer(Trainer):
                 if not is_copied:
                     self.saver.wait()
         finally:
-            self._staged, self._parts = None, []
+            self._staged, self._parts, self._host_copy = None, [], _same
         self.requests.has_saved()
         self.saving_seconds += time.perf_counter() - started
 
@@ -224,7 +224,7 @@ class CodeTrainer(Trainer):
         """Give the best checkpoint, if it is the staged one, the name that it will have."""
         assert self._staged is not None
         if self.state.best_model_checkpoint == str(self._staged):
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir, self._staged.name))
+            self.state.best_model_checkpoint = str(self.output_dir / self._staged.name)
             if self.args.should_save:
                 self.state.save_to_json(str(self._staged / TRAINER_STATE_NAME))
 
@@ -281,6 +281,10 @@ class CodeTrainer(Trainer):
                 logs["mfu"] = tokens_per_second * self.flops_per_token / (self.peak_flops * self.args.world_size)
             self._last_log = (now, step)
         super().log(logs, start_time)
+
+
+def _same(state: Any) -> Any:
+    return state
 
 
 def keep_moments_in_fp32(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:

@@ -127,6 +127,23 @@ def test_the_same_command_goes_on_and_then_is_through(
     ]  # fmt: skip
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_a_run_goes_on_bit_by_bit_on_a_gpu(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    argv[argv.index("--use_cpu") : argv.index("--use_cpu") + 2] = ["--full_determinism", "true", "--kernels", kernels]
+    try:
+        assert run(monkeypatch, [*argv, "--output_dir", str(tmp_path / "whole")]) == 0
+        killed(monkeypatch, argv, 10)
+        assert run(monkeypatch, argv) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert named(tmp_path / "run", "resume")[0]["step"] == 8
+
+
 def test_an_allowed_change_is_told(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
