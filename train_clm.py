@@ -149,10 +149,15 @@ def train(run: Run, events: Events) -> int:
         rows = RunRows(data.train, run.arguments.train_tokens, arguments.seed)
     if checkpoint is not None:
         changes = check_settings(checkpoint, settings, run.arguments.allow_change)
-        rows.load_state_dict(read_data_state(checkpoint))
+        data_state = read_data_state(checkpoint)
+        rows.load_state_dict(data_state)
         arguments.eval_on_start = False  # the checkpoint has it
-        world_size = arguments.world_size
-        events.add("resume", step=start_step, checkpoint=str(checkpoint), changes=changes, world_size=world_size)
+        if data_state["world_size"] != arguments.world_size:
+            changes.append(
+                f"{data_state['world_size']} processes trained, and {arguments.world_size} do: the batch is the same, "
+                "random numbers (as of dropout) and the order of sums are not"
+            )
+        events.add("resume", step=start_step, checkpoint=str(checkpoint), changes=changes)
         logger.info(f"going on from {checkpoint}, step {start_step:,} of {run.plan.num_steps:,}")
         for change in changes:
             logger.warning(f"  {change}")
@@ -175,7 +180,10 @@ def train(run: Run, events: Events) -> int:
         z_loss=run.arguments.z_loss,
         events=events,
         requests=requests,
-        checkpoint_files=lambda step: {SETTINGS_FILE: settings, DATA_FILE: rows.state_dict(step * batch_rows)},
+        checkpoint_files=lambda step: {
+            SETTINGS_FILE: settings,
+            DATA_FILE: {**rows.state_dict(step * batch_rows), "world_size": arguments.world_size},
+        },
         describe_rows=lambda step: rows.describe(step * batch_rows, min((step + 1) * batch_rows, len(rows))),
         on_saved=pushes.push_checkpoint if pushes else lambda folder: None,
         processing_class=tokenizer,

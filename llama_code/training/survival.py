@@ -180,10 +180,16 @@ def stop(trainer: CodeTrainer, signals: StopSignals, events: Events) -> int:
         assert trainer.model is not None
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.saver.wait()
+    if trainer.is_world_process_zero():
+        _tell_stop(trainer, signals, events)
+    trainer.accelerator.end_training()
+    return signals.exit_code
+
+
+def _tell_stop(trainer: CodeTrainer, signals: StopSignals, events: Events) -> None:
+    step = trainer.state.global_step
     signal_name = signals.caught.name if signals.caught is not None else "a signal to another process"
     is_saved = trainer.saver.saved_step == step
     events.add("stop", signal=signal_name, step=step, saved=is_saved)
     where = f"saved in {checkpoint_name(step)}" if is_saved else "and could not be saved"
     logger.warning(f"{signal_name}: ended after step {step:,}, {where}; the same command goes on")
-    trainer.accelerator.end_training()
-    return signals.exit_code
