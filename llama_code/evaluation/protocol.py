@@ -145,6 +145,9 @@ def start_or_take_up(folder: Path, started: Mapping[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         raise UserError(f"{str(path)!r} is no JSON object ({error}); name another --output_dir") from error
     for name, (before, now) in differing_fields(earlier, json.loads(json.dumps(started))).items():
+        # A sample is the same in whatever company it is drawn, and memory may need a smaller one to go on.
+        if name.split(".")[-1] == "batch_size":
+            continue
         raise UserError(
             f"--output_dir {str(folder)!r} holds a run that was cut off with {name} {before}, now {now}; give what it "
             "was started with, or name another folder"

@@ -254,16 +254,6 @@ def test_what_the_engine_takes(vocabulary):
     assert not has_llama_layers(model.to("meta"))
 
 
-def test_memory_that_is_not_enough_is_told(model, vocabulary, monkeypatch):
-    def decode(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(LlamaDecoder, "decode", decode)
-    options = {"sampler": GREEDY, "num_samples": 1, "batch_size": 4}
-    with pytest.raises(UserError, match=r"sampling 4 row\(s\) at once took more memory than .* --batch_size 2$"):
-        draw_all(model, vocabulary, PROMPTS, **options)
-
-
 @pytest.mark.parametrize("sampler", [GREEDY, Sampler()])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_nan_is_told_whichever_token_it_draws(vocabulary, sampler, architecture):

@@ -108,10 +108,10 @@ def test_a_run_that_was_cut_off_under_another_protocol_is_refused(run, model_dir
     )  # fmt: skip
     run(*command, "--temperature", 0)
     Path("out/results.json").unlink()
-    with pytest.raises(
-        UserError, match="a run that was cut off with batch_size null, now 8; give what it was started"
-    ):
-        run(*command, "--temperature", 0, "--batch_size", 8)
+    with pytest.raises(UserError, match="a run that was cut off with seed 0, now 8; give what it was started"):
+        run(*command, "--temperature", 0, "--seed", 8)
+    run(*command, "--temperature", 0, "--batch_size", 8)  # which decides nothing
+    Path("out/results.json").unlink()
     weights = load_file("model/model.safetensors")
     first = next(iter(weights))
     save_file(weights | {first: weights[first] + 1}, "model/model.safetensors", metadata={"format": "pt"})

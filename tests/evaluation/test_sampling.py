@@ -1,7 +1,10 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from accelerate import cpu_offload
 from eval_tiny import CORPUS, PROMPTS, HealingLogitsProcessor, tiny_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -9,6 +12,7 @@ from transformers import (
     GPT2Config,
     LogitsProcessorList,
     MistralConfig,
+    RwkvConfig,
 )
 
 from llama_code.errors import UserError
@@ -16,6 +20,8 @@ from llama_code.evaluation.arguments import EvalArguments
 from llama_code.evaluation.healing import HealedPrompt, heal
 from llama_code.evaluation.perplexity import perplexity
 from llama_code.evaluation.sampling import Limits, Sampler, draw_samples, end_token_ids, has_llama_layers, sample
+from llama_code.evaluation.sampling.generate import DrawnToken, is_same_in_batches
+from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder
 from llama_code.evaluation.sampling.rows import Row, truncate
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.modeling import LlamaCodeConfig
@@ -158,10 +164,19 @@ def test_a_library_call(model, tokenizer, vocabulary):
         ({"top_p": float("nan")}, "top_p is nan and must be in"),
         ({"top_p": 0.0}, r"top_p is 0\.0 and must be in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p is 1\.5 and must be in"),
-        ({"top_k": -1}, "top_k is -1 and must be 0, for all tokens, or more"),
-        ({"num_samples": 0}, "num_samples is 0 and must be at least 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0 and must be at least 1"),
-        ({"batch_size": 0}, "batch_size is 0 and must be at least 1"),
+        ({"top_k": -1}, "top_k is -1 and must be 0, for all tokens, or a whole"),
+        ({"num_samples": 0}, "num_samples is 0 and must be a whole number, at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0 and must be a whole number, at least 1"),
+        ({"batch_size": 0}, "batch_size is 0 and must be a whole number, at least 1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5 and must be a whole number"),
+        ({"num_samples": 2.5}, "num_samples is 2.5 and must be a whole number"),
+        ({"max_new_tokens": None}, "max_new_tokens is None and must be a whole number"),
+        ({"top_k": None}, "top_k is None and must be 0"),
+        ({"top_p": None}, "top_p is None and must be in"),
+        ({"temperature": "hot"}, "temperature is 'hot' and must be 0"),
+        ({"stop_strings": [None]}, "must be texts that are not empty"),
+        ({"prompts": [None]}, "must be texts of Unicode characters"),
+        ({"prompts": ["\ud800"]}, "must be texts of Unicode characters"),
         ({"stop_strings": ["\n", ""]}, "must be texts that are not empty"),
         ({"stop_strings": "\n"}, r"stop_strings is '\\n' and must be several texts, not one; put it in a list"),
         ({"prompts": "x = 1"}, "prompts is 'x = 1' and must be several texts, not one; put it in a list"),
@@ -279,6 +294,62 @@ def test_other_architectures(vocabulary, kind):
     together = draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=len(PROMPTS))
     assert together == draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=1)
     assert perplexity(model, vocabulary, [("a.py", CORPUS[0] * 40)])["window"] == 256
+
+
+def test_a_model_that_does_not_keep_rows_apart_gets_one_at_a_time(vocabulary):
+    """RWKV's state has seen what is at the left of a prompt."""
+    torch.manual_seed(0)
+    config = RwkvConfig(
+        vocab_size=len(vocabulary.token_bytes), hidden_size=32, num_hidden_layers=2, context_length=256,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    assert not is_same_in_batches(model, vocabulary, [5, 6, 7], torch.device("cpu"))
+    assert is_same_in_batches(tiny_gpt2(vocabulary), vocabulary, [5, 6, 7], torch.device("cpu"))
+    together = draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=len(PROMPTS))
+    assert together == draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=1)
+    assert len(set(map(tuple, together.values()))) > 2
+
+
+def test_prompts_of_peft_go_through_generate(model, tokenizer):
+    assert has_llama_layers(get_peft_model(deepcopy(model), LoraConfig(target_modules=["q_proj"])))
+    tuned = get_peft_model(deepcopy(model), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    torch.nn.init.normal_(tuned.prompt_encoder["default"].embedding.weight)
+    assert not has_llama_layers(tuned)
+    [drawn] = sample(tuned, tokenizer, ["x = 1"], max_new_tokens=5, temperature=0)
+    [other] = sample(model, tokenizer, ["x = 1"], max_new_tokens=5, temperature=0)
+    assert drawn.ids != other.ids
+
+
+def test_a_nucleus_is_never_empty(model, tokenizer):
+    options = {"max_new_tokens": 5, "seed": 3}
+    for top_p in (1e-46, 1e-300):
+        [narrow] = sample(model, tokenizer, ["x = 1"], top_p=top_p, **options)
+        [greedy] = sample(model, tokenizer, ["x = 1"], temperature=0, **options)
+        assert narrow.ids == greedy.ids
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("[enforce fail at alloc_cpu.cpp:127] . x")]
+)
+def test_memory_that_is_not_enough_is_a_sentence(model, vocabulary, monkeypatch, architecture, error):
+    model = model if architecture == "llama" else tiny_gpt2(vocabulary)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(LlamaDecoder, "decode", fail)
+    monkeypatch.setattr(DrawnToken, "__call__", fail)
+    with pytest.raises(UserError, match=r"sampling 4 row\(s\) at once took more memory than cpu has free; .* 2$"):
+        draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=4)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(tokenizer):
+    with pytest.raises(UserError, match="the tokenizer has .* ids and the model 9 embeddings, which must not be"):
+        sample(tiny_model(9), tokenizer, ["x = 1"])
 
 
 def test_prompt_and_completion_together_are_what_the_model_wrote(model, vocabulary):

@@ -1,6 +1,7 @@
 """Sampling completions of prompts from any causal language model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +36,8 @@ MAX_TEMPERATURE = 1e3
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens that the model takes, or None where its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if length is not None and length > 0 else None  # XLNet says -1
 
 
 def end_token_ids(model: PreTrainedModel, vocabulary: Vocabulary) -> list[int]:
@@ -100,22 +102,38 @@ def sample(
     for name, texts in (("prompts", prompts), ("stop_strings", stop_strings)):
         if isinstance(texts, str | bytes):
             raise UserError(f"{name} is {texts[:80]!r} and must be several texts, not one; put it in a list")
-    stops = tuple(stop_strings)
+    stops = tuple(stop_strings or ())
     temperatures = f"0, for the likeliest token, or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}"
-    has_temperature = temperature == 0 or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
+    named = prompts if isinstance(prompts, Mapping) else {str(i): text for i, text in enumerate(prompts)}
+
+    def is_whole(value: object, least: int) -> bool:
+        return isinstance(value, Integral) and value >= least
+
+    def is_between(value: object, least: float, most: float) -> bool:
+        return isinstance(value, Real) and least <= value <= most
+
+    has_temperature = temperature == 0 or is_between(temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
+    has_top_p = is_between(top_p, 0, 1) and top_p > 0
+    has_batch_size = batch_size is None or is_whole(batch_size, 1)
     for name, value, is_right, rule in (
-        ("num_samples", num_samples, num_samples >= 1, "at least 1"),
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("num_samples", num_samples, is_whole(num_samples, 1), "a whole number, at least 1"),
+        ("max_new_tokens", max_new_tokens, is_whole(max_new_tokens, 1), "a whole number, at least 1"),
         ("temperature", temperature, has_temperature, temperatures),
-        ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
-        ("top_k", top_k, top_k >= 0, "0, for all tokens, or more"),
-        ("batch_size", batch_size, batch_size is None or batch_size >= 1, "at least 1, or None for what fits"),
-        ("stop_strings", list(stops), "" not in stops, "texts that are not empty"),
+        ("top_p", top_p, has_top_p, "in (0, 1]"),
+        ("top_k", top_k, is_whole(top_k, 0), "0, for all tokens, or a whole number above"),
+        ("batch_size", batch_size, has_batch_size, "a whole number, at least 1, or None for what fits"),
+        ("stop_strings", list(stops), all(map(_is_text, stops)) and "" not in stops, "texts that are not empty"),
+        ("prompts", list(named.values())[:3], all(map(_is_text, named.values())), "texts of Unicode characters"),
     ):
         if not is_right:
             raise UserError(f"{name} is {value!r} and must be {rule}; give such a value or leave it out")
     vocabulary = Vocabulary(tokenizer)
-    named = prompts if isinstance(prompts, Mapping) else {str(i): text for i, text in enumerate(prompts)}
+    num_ids, num_embeddings = len(vocabulary.token_bytes), model.config.get_text_config().vocab_size
+    if num_ids > num_embeddings:
+        raise UserError(
+            f"the tokenizer has {num_ids:,} ids and the model {num_embeddings:,} embeddings, which must not be fewer; "
+            "give the tokenizer that the model was trained with"
+        )
     return draw_samples(
         model.eval(),
         vocabulary,
@@ -126,6 +144,11 @@ def sample(
         seed=seed,
         batch_size=batch_size,
     )
+
+
+def _is_text(value: object) -> bool:
+    # Half of a surrogate pair has no bytes.
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def draw_samples(

@@ -98,7 +98,9 @@ def in_top_k(weights: np.ndarray, top_k: int) -> np.ndarray:
 def is_in_nucleus(weights: np.ndarray, token: int, top_p: float) -> bool:
     """Whether the tokens that are likelier than this one have less than `top_p` of the mass of all."""
     is_likelier = (weights > weights[token]).astype(weights.dtype)
-    return bool(is_likelier @ weights < top_p * weights.sum())
+    likelier = is_likelier @ weights
+    # The likeliest is, also where top_p is so small that its product is 0.
+    return bool(likelier == 0 or likelier < top_p * weights.sum())
 
 
 def uniform_numbers(key: int, count: int, vocab_size: int) -> np.ndarray:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llama_code.errors import UserError
 from llama_code.evaluation.sampling.capacity import READING_BYTES, fitting
 from llama_code.evaluation.sampling.constraints import Constraints
 from llama_code.evaluation.sampling.draw import Sampler, draw
 from llama_code.evaluation.sampling.key_value_caches import DenseCache, PagedCache, Slots
 from llama_code.evaluation.sampling.llama_decoder import LlamaDecoder, to_device
+from llama_code.evaluation.sampling.memory_errors import told_in_a_sentence
 from llama_code.evaluation.sampling.rows import Row, row_key
 from llama_code.evaluation.sampling.steps import steps_on
 from llama_code.evaluation.vocabulary import Vocabulary
@@ -75,7 +75,7 @@ class Engine:
         `on_tokens` is told how many tokens were drawn, now and then.
 
         Raises:
-            UserError: the GPU's memory is not enough.
+            UserError: memory is not enough.
         """
         self.device = model.device
         self.steps = steps_on(self.device)
@@ -112,22 +112,15 @@ class Engine:
     @contextmanager
     def _work(self) -> Iterator[None]:
         """Give the device work, and say in a sentence where its memory is not enough."""
-        try:
-            with self.steps.work():
-                yield
-        except torch.OutOfMemoryError as error:
-            remedy = f"--batch_size {self.num_slots // 2}" if self.num_slots > 1 else "smaller weights with --quantize"
-            raise UserError(
-                f"sampling {self.num_slots} row(s) at once took more memory than {self.device} has free; free what "
-                f"others hold of it, lower --max_new_tokens, or give {remedy}"
-            ) from error
+        with told_in_a_sentence(self.num_slots, self.device), self.steps.work():
+            yield
 
     @torch.inference_mode()
     def run(self) -> Iterator[Row]:
         """Yield rows as they are done.
 
         Raises:
-            UserError: the GPU's memory is not enough, or log-probabilities are NaN.
+            UserError: memory is not enough, or log-probabilities are NaN.
         """
         pending: deque[Window] = deque()
         while self.waiting or self.live or pending:

@@ -13,6 +13,8 @@ from llama_code.modeling.kernels import is_plain
 from llama_code.modeling.triton_support import triton
 
 MODEL_TYPES = ("llama", "llama_code")
+# Adapters that are parts of linear layers.
+ADAPTERS = ("LORA", "IA3")
 # RoPE whose angles depend on how long the sequence is, so that they cannot be listed by position.
 CHANGING_ROPE = ("dynamic", "longrope")
 
@@ -26,6 +28,9 @@ def has_llama_layers(model: PreTrainedModel) -> bool:
     if config.model_type not in MODEL_TYPES or config.rope_parameters["rope_type"] in CHANGING_ROPE:
         return False
     if any(DynamicCache(config=config).is_sliding):
+        return False
+    # Others come with a prompt or an attention of their own.
+    if any(adapter.peft_type not in ADAPTERS for adapter in getattr(model, "peft_config", {}).values()):
         return False
     places = getattr(model, "hf_device_map", {}).values()
     devices = {parameter.device for parameter in model.parameters()}
