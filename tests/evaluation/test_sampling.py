@@ -175,6 +175,9 @@ def test_a_library_call(model, tokenizer, vocabulary):
         ({"top_p": None}, "top_p is None and must be in"),
         ({"temperature": "hot"}, "temperature is 'hot' and must be 0"),
         ({"stop_strings": [None]}, "must be texts that are not empty"),
+        ({"stop_strings": None}, "stop_strings is None and must be several texts, not one"),
+        ({"prompts": None}, "prompts is None and must be several texts, not one"),
+        ({"seed": 1.5}, "seed is 1.5 and must be a whole number"),
         ({"prompts": [None]}, "must be texts of Unicode characters"),
         ({"prompts": ["\ud800"]}, "must be texts of Unicode characters"),
         ({"stop_strings": ["\n", ""]}, "must be texts that are not empty"),
@@ -311,6 +314,24 @@ def test_a_model_that_does_not_keep_rows_apart_gets_one_at_a_time(vocabulary):
     together = draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=len(PROMPTS))
     assert together == draw(model, vocabulary, PROMPTS, **GREEDY, batch_size=1)
     assert len(set(map(tuple, together.values()))) > 2
+
+
+def test_a_layer_with_a_hook_goes_through_generate(model, vocabulary):
+    hooked = deepcopy(model)
+    hooked.model.layers[0].register_forward_hook(lambda module, args, output: output * 0.5)
+    assert has_llama_layers(model) and not has_llama_layers(hooked)
+    assert draw(hooked, vocabulary, PROMPTS, **GREEDY) != draw(model, vocabulary, PROMPTS, **GREEDY)
+
+
+def test_a_trial_fits_a_small_context(vocabulary):
+    config = GPT2Config(
+        vocab_size=len(vocabulary.token_bytes), n_embd=32, n_layer=1, n_head=2, n_positions=32, eos_token_id=0
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    limits = Limits(2, (), frozenset())
+    prompt = {"a": HealedPrompt(list(range(5, 35)), b"")}
+    [drawn] = draw_samples(model, vocabulary, prompt, {"a": [0]}, sampler=Sampler(), limits=limits, seed=0)
+    assert len(drawn.ids) == 2
 
 
 def test_prompts_of_peft_go_through_generate(model, tokenizer):

@@ -100,9 +100,10 @@ def sample(
     """
     # A text is a sequence of texts too, of its characters.
     for name, texts in (("prompts", prompts), ("stop_strings", stop_strings)):
-        if isinstance(texts, str | bytes):
-            raise UserError(f"{name} is {texts[:80]!r} and must be several texts, not one; put it in a list")
-    stops = tuple(stop_strings or ())
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            shown = texts[:80] if isinstance(texts, str | bytes) else texts
+            raise UserError(f"{name} is {shown!r} and must be several texts, not one; put it in a list")
+    stops = tuple(stop_strings)
     temperatures = f"0, for the likeliest token, or from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}"
     named = prompts if isinstance(prompts, Mapping) else {str(i): text for i, text in enumerate(prompts)}
 
@@ -121,6 +122,7 @@ def sample(
         ("temperature", temperature, has_temperature, temperatures),
         ("top_p", top_p, has_top_p, "in (0, 1]"),
         ("top_k", top_k, is_whole(top_k, 0), "0, for all tokens, or a whole number above"),
+        ("seed", seed, isinstance(seed, Integral), "a whole number"),
         ("batch_size", batch_size, has_batch_size, "a whole number, at least 1, or None for what fits"),
         ("stop_strings", list(stops), all(map(_is_text, stops)) and "" not in stops, "texts that are not empty"),
         ("prompts", list(named.values())[:3], all(map(_is_text, named.values())), "texts of Unicode characters"),

@@ -22,8 +22,9 @@ from llama_code.evaluation.sampling.rows import Row, row_key
 from llama_code.evaluation.vocabulary import Vocabulary
 
 BATCH_SIZE = 64
-# Tokens of padding with which a model is tried, and the share by which its logits may differ for it.
-PROBE, TOLERANCE = 3, 0.05
+# Most tokens of a prompt and tokens of padding with which a model is tried, for which there is room, and the share by
+# which its logits may differ.
+PROBED, PROBE, TOLERANCE = 8, 3, 0.05
 
 
 class DrawnToken(LogitsProcessor):
@@ -81,7 +82,9 @@ def generate_rows(
     device = next((x.device for x in model.parameters() if x.device.type != "meta"), torch.device("cpu"))
     constraints = Constraints(vocabulary, cuts, model.get_output_embeddings().weight.shape[0], device)
     size = batch_size or BATCH_SIZE
-    if size > 1 and not is_same_in_batches(model, vocabulary, rows[0].prompt.ids, device):
+    with told_in_a_sentence(1, device):
+        is_alone = size > 1 and not is_same_in_batches(model, vocabulary, rows[0].prompt.ids[-PROBED:], device)
+    if is_alone:
         tqdm.write(f"{type(model).__name__} does not keep rows apart: they are drawn one by one, which takes longer")
         size = 1
     for first in range(0, len(rows), size):

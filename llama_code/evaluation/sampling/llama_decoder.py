@@ -32,6 +32,9 @@ def has_llama_layers(model: PreTrainedModel) -> bool:
     # Others come with a prompt or an attention of their own.
     if any(adapter.peft_type not in ADAPTERS for adapter in getattr(model, "peft_config", {}).values()):
         return False
+    # A hook may change what a layer gives.
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return False
     places = getattr(model, "hf_device_map", {}).values()
     devices = {parameter.device for parameter in model.parameters()}
     return len(set(places)) <= 1 and len(devices) == 1 and torch.device("meta") not in devices

@@ -18,7 +18,8 @@ class Sample(NamedTuple):
         number: which of the prompt's samples it is, from 0.
         text: up to the first stop string or end token, without it.
         ids: the tokens drawn, up to the one that completes a stop string.
-        log_probs: of each token, natural, in the model's own distribution: before temperature and cuts.
+        log_probs: of each token, natural, in the model's own distribution: before temperature and cuts. Of a token
+            that has to repeat text which was cut from the prompt, among those that agree with it.
     """
 
     name: str
