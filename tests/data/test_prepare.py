@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serially import prepare_serially
 from tokenizers import Tokenizer
 
 from llama_code.data.corpus import held_out_texts, training_texts
 from llama_code.data.finish import META_FILE
 from llama_code.data.options import DataOptions
-from llama_code.data.prepare import describe, prepare
+from llama_code.data.prepare import describe, make_plan, prepare
 from llama_code.data.split import is_held_out
 from llama_code.errors import UserError
 
@@ -26,6 +28,13 @@ def read(folder: Path) -> tuple[dict, np.ndarray, np.ndarray]:
 
 def dropped(meta: dict) -> dict[str, int]:
     return {reason: entry["documents"] for reason, entry in meta["dropped"].items()}
+
+
+def hold_out(root: Path) -> None:
+    """Add a document that is held out: without one the whole standard library is encoded in its stead."""
+    (root / "markupsafe").mkdir()
+    (root / "markupsafe" / "held.py").write_text("held = 1\n")
+    assert is_held_out("markupsafe")
 
 
 def documents(tokens: np.ndarray, tokenizer_dir: Path) -> list[str]:
@@ -57,7 +66,7 @@ def test_drops_are_counted(corpus: Path, small_tokenizer: Path) -> None:
     (corpus / "project-02" / "broken.py").write_text("def f(:\n")
     (corpus / "project-02" / "latin.py").write_bytes(b"name = '\xe9'\n")
     (corpus / "project-02" / "huge.py").write_bytes(b"x = 1\n" * 300_000)
-    meta, _, _ = read(prepare(DataOptions(str(corpus)), small_tokenizer, progress=False))
+    meta, _, _ = read(prepare_serially(DataOptions(str(corpus)), small_tokenizer))
     assert meta["read"]["documents"] == 204
     assert dropped(meta) == {"duplicate": 1, "does not parse": 1, "not UTF-8": 1, "larger than 1 MiB": 1}
     assert "204 documents read, dropped: 1 does not parse" in describe(meta)
@@ -71,7 +80,7 @@ def test_a_copy_of_the_standard_library_is_not_trained_on(tmp_path: Path, small_
     shutil.copy(ast.__file__, project / "copy_of_ast.py")
     (project / "own.py").write_text("def own():\n    return 'own'\n")
     assert not is_held_out("vendored")
-    meta, train, held_out = read(prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False))
+    meta, train, held_out = read(prepare_serially(DataOptions(str(tmp_path)), small_tokenizer))
     assert documents(train, small_tokenizer) == ["def own():\n    return 'own'\n"]
     assert meta["read"]["documents"] == 2 and dropped(meta) == {"duplicate": 1}
     # The source holds out nothing of its own, so the standard library is what it is measured on, and that is said.
@@ -85,15 +94,17 @@ def test_the_key_covers_tokenizer_and_rules(
 ) -> None:
     import llama_code.data.prepare as module
 
-    first = prepare(DataOptions(str(corpus)), small_tokenizer, progress=False)
+    first = prepare_serially(DataOptions(str(corpus)), small_tokenizer)
     other = tmp_path / "other"
     shutil.copytree(small_tokenizer, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].pop()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert prepare(DataOptions(str(corpus)), other, progress=False) != first
+    assert prepare_serially(DataOptions(str(corpus)), other) != first
     monkeypatch.setattr(module, "RULES", module.RULES[1:])
-    assert prepare(DataOptions(str(corpus)), small_tokenizer, progress=False) != first
+    # not prepared, as the standard library would be screened by the other rules, too
+    plan, _ = make_plan(DataOptions(str(corpus)), small_tokenizer)
+    assert Path(plan.final) != first
 
 
 def test_names_that_are_no_utf8(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -102,8 +113,9 @@ def test_names_that_are_no_utf8(tmp_path: Path, small_tokenizer: Path) -> None:
     with open(folder + b"/caf\xe9.py", "w") as file:
         file.write("x = 1\n")
     (tmp_path / "rows.jsonl").write_text('{"content": "y = 1\\n", "repo_name": "a\\ud800b"}\n')
-    meta, _, _ = read(prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False))
-    assert meta["read"]["documents"] == 2 and not dropped(meta)
+    hold_out(tmp_path)
+    meta, _, _ = read(prepare_serially(DataOptions(str(tmp_path)), small_tokenizer))
+    assert meta["read"]["documents"] == 3 and meta["splits"]["train"]["documents"] == 2 and not dropped(meta)
 
 
 def test_a_project_that_is_held_out_alone(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -111,7 +123,7 @@ def test_a_project_that_is_held_out_alone(tmp_path: Path, small_tokenizer: Path)
     (tmp_path / "markupsafe").mkdir()
     (tmp_path / "markupsafe" / "a.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="leaves nothing to train on .*held out by their projects' names: 1"):
-        prepare(DataOptions(str(tmp_path)), small_tokenizer, progress=False)
+        prepare_serially(DataOptions(str(tmp_path)), small_tokenizer)
 
 
 def test_a_cache_that_cannot_be_written(
@@ -164,7 +176,7 @@ def test_found_again_until_something_changes(corpus: Path, small_tokenizer: Path
 def test_data_hash_depends_on_content_alone(corpus: Path, small_tokenizer: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(corpus, moved)
-    folders = [prepare(DataOptions(str(root)), small_tokenizer, progress=False) for root in (corpus, moved)]
+    folders = [prepare_serially(DataOptions(str(root)), small_tokenizer) for root in (corpus, moved)]
     hashes = {json.loads((folder / META_FILE).read_text())["data_hash"] for folder in folders}
     assert len(set(folders)) == 2 and len(hashes) == 1
 
@@ -174,14 +186,15 @@ def test_text_of_special_tokens_is_text(tmp_path: Path, small_tokenizer: Path) -
     root.mkdir(parents=True)
     text = "END = '<|endoftext|>'\nPAD = '<|pad|>'\n"
     (root / "special.py").write_text(text)
-    _, train, _ = read(prepare(DataOptions(str(root.parent)), small_tokenizer, progress=False))
+    hold_out(root.parent)
+    _, train, _ = read(prepare_serially(DataOptions(str(root.parent)), small_tokenizer))
     assert (train == 0).sum() == 1 and documents(train, small_tokenizer) == [text]
 
 
 def test_rows_without_projects_are_split_by_content(tmp_path: Path, small_tokenizer: Path) -> None:
     rows = [json.dumps({"content": f"value_{i} = {i}\n"}) for i in range(200)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    meta, train, held_out = read(prepare(DataOptions(str(tmp_path / "rows.jsonl")), small_tokenizer, progress=False))
+    meta, train, held_out = read(prepare_serially(DataOptions(str(tmp_path / "rows.jsonl")), small_tokenizer))
     assert meta["read"]["without_project"] == 200
     assert 0 < (held_out == 0).sum() < 30 and (train == 0).sum() + (held_out == 0).sum() == 200
     assert "200 documents name no project" in describe(meta)
@@ -232,19 +245,14 @@ def test_end_of_text_that_documents_may_hold(corpus: Path, tmp_path: Path, small
 
 
 def test_command_starts_without_torch_and_prints_the_folder(corpus: Path, small_tokenizer: Path) -> None:
-    script = (
-        "import runpy, sys\n"
-        f"sys.argv = ['prepare', '--dataset', {str(corpus)!r}, '--tokenizer', {str(small_tokenizer)!r}]\n"
-        "if __name__ == '__main__':\n"
-        "    runpy.run_module('llama_code.data.prepare', run_name='__main__')\n"
-        "    assert not {'torch', 'transformers'} & set(sys.modules)\n"
-    )
-    command = [sys.executable, "-m", "llama_code.data.prepare", "--dataset", str(corpus)]
+    """Python, told to, names each module that it imports, and tells the workers so."""
+    command = [sys.executable, "-X", "importtime", "-m", "llama_code.data.prepare", "--dataset", str(corpus)]
     result = subprocess.run([*command, "--tokenizer", str(small_tokenizer)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (Path(result.stdout.strip()) / META_FILE).exists()
     assert "200 documents read" in result.stderr
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+    imported = set(re.findall(r"import time: .*\| +([\w.]+)$", result.stderr, re.MULTILINE))
+    assert "tokenizers" in imported and not {"torch", "transformers"} & imported
 
 
 def test_command_says_what_is_wrong_in_one_sentence(small_tokenizer: Path) -> None:

