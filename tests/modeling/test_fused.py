@@ -83,11 +83,10 @@ def test_odd_shapes(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(fused(ids).logits, reference(ids).logits, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(("size", "num_layers"), [("m1", 9), ("m2", 3)])
-def test_models_of_recipes(size: str, num_layers: int) -> None:
-    """The smallest whole; of the next, whose layers are alike, too, but have other shapes, three."""
+@pytest.mark.parametrize("size", ["m1", "m2"])
+def test_whole_models(size: str) -> None:
     config = LlamaCodeConfig.from_pretrained(ROOT / "recipes" / size)
-    config._attn_implementation, config.use_cache, config.num_hidden_layers = "sdpa", False, num_layers
+    config._attn_implementation, config.use_cache = "sdpa", False
     torch.manual_seed(0)
     reference = LlamaCodeForCausalLM(config).to(DEVICE).train()
     fused = copy.deepcopy(reference)

@@ -108,10 +108,10 @@ def sample(
     named = prompts if isinstance(prompts, Mapping) else {str(i): text for i, text in enumerate(prompts)}
 
     def is_whole(value: object, least: int) -> bool:
-        return isinstance(value, Integral) and value >= least
+        return isinstance(value, Integral) and int(value) >= least
 
     def is_between(value: object, least: float, most: float) -> bool:
-        return isinstance(value, Real) and least <= value <= most
+        return isinstance(value, Real) and least <= float(value) <= most
 
     has_temperature = temperature == 0 or is_between(temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
     has_top_p = is_between(top_p, 0, 1) and top_p > 0
