@@ -50,6 +50,7 @@ from llama_code.training.stop_signals import StopSignals
 from llama_code.training.stream import StreamedData, StreamedRows, StreamRandomState, streamed_data
 from llama_code.training.survival import (
     go_back,
+    has_initial_evaluation,
     is_stopped,
     look_up,
     newest_step,
@@ -151,7 +152,7 @@ def train(run: Run, events: Events) -> int:
         changes = check_settings(checkpoint, settings, run.arguments.allow_change)
         data_state = read_data_state(checkpoint)
         rows.load_state_dict(data_state)
-        arguments.eval_on_start = False  # the checkpoint has it
+        arguments.eval_on_start = not has_initial_evaluation(checkpoint)
         if data_state["world_size"] != arguments.world_size:
             changes.append(
                 f"{data_state['world_size']} processes trained, and {arguments.world_size} do: the batch is the same, "
@@ -188,7 +189,7 @@ def train(run: Run, events: Events) -> int:
         on_saved=pushes.push_checkpoint if pushes else lambda folder: None,
         processing_class=tokenizer,
     )
-    trainer.saver.saved_step = start_step if checkpoint else None
+    trainer.saver.saved_step = trainer.last_save_step = start_step if checkpoint else None
     trackers = guard_trackers(trainer, events)
     trainer.add_callback(RunWatch(trainer, requests, events, output_dir / STACKS_FILE))
     random_state = StreamRandomState(trainer)

@@ -47,10 +47,14 @@ class CheckpointSaver:
     def staged(self, step: int) -> Path:
         """Wait for the checkpoint before, and return the path of an empty folder's to be: that of a step."""
         self.wait()
-        folder = self.output_dir / STAGING_FOLDER / checkpoint_name(step)
+        folder = self.staged_path(step)
         if folder.parent.exists():
             shutil.rmtree(folder.parent)
         return folder
+
+    def staged_path(self, step: int) -> Path:
+        """Where a step's checkpoint is made."""
+        return self.output_dir / STAGING_FOLDER / checkpoint_name(step)
 
     def write(
         self,
@@ -75,9 +79,9 @@ class CheckpointSaver:
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def fail(self, step: int, error: Exception) -> None:
         """Remove what there is of a checkpoint, and say that there will be none; raises what is not of the disk."""
@@ -112,7 +116,10 @@ class CheckpointSaver:
         times = {"seconds": round(seconds, 3), "blocked_seconds": round(blocked_seconds, 3)}
         facts = {**times, "bytes": num_bytes, "sha256": manifest["sha256"]}
         self.events.add("save", step=step, checkpoint=folder.name, **facts)
-        on_saved(folder)
+        try:
+            on_saved(folder)
+        except OSError as error:
+            logger.warning(f"{folder.name} is saved, and what should follow could not be done ({error.strerror})")
         try:
             removed = remove_oldest(self.output_dir, None if keeps_all else self.limit, best)
         except OSError as error:

@@ -101,7 +101,7 @@ def remove_oldest(output_dir: Path, limit: int | None, keep: str | None) -> list
     """
     whole = [path for _, path in list_checkpoints(output_dir) if (path / MANIFEST_FILE).is_file()]
     gone = whole[limit:] if limit is not None and limit > 0 else []
-    gone = [path for path in gone if keep is None or path != Path(keep)]
+    gone = [path for path in gone if keep is None or path.name != Path(keep).name]
     for path in gone:
         # Renamed first, so that a kill amid the removal leaves nothing that looks like a checkpoint.
         removed = output_dir / REMOVED_FOLDER / path.name

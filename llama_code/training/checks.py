@@ -61,6 +61,11 @@ def check_values(arguments: RunArguments, values: dict[str, Any], adapters: Adap
         )
     if arguments.save_minutes is not None and not 0 <= arguments.save_minutes < math.inf:
         raise UserError(f"--save_minutes {arguments.save_minutes} is not 0 or more; give minutes, or 0 for none")
+    if values["train_sampling_strategy"] != "sequential" or values["ignore_data_skip"]:
+        raise UserError(
+            "--train_sampling_strategy and --ignore_data_skip would give other rows than those that a checkpoint and "
+            "events.jsonl name; leave them out: the rows are shuffled by --seed already"
+        )
     if values["save_only_model"]:
         raise UserError("--save_only_model true would write checkpoints that no run can go on from; leave it out")
     if values["auto_find_batch_size"]:

@@ -53,6 +53,7 @@ class Pushes:
         self._changed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._is_ended = False
+        self._uploading: Path | None = None
         self._thread = threading.Thread(target=self._run, name="pushes", daemon=True)
         self._thread.start()
 
@@ -61,6 +62,9 @@ class Pushes:
         if self.arguments.hub_strategy == HubStrategy.END:
             return
         target = self.output_dir / PUSH_FOLDER / folder.name
+        for older in target.parent.glob("*"):
+            if older not in (target, self._uploading):
+                shutil.rmtree(older)
         for path in folder.iterdir():
             if path.is_file() and not any(path.match(pattern) for pattern in STATES):
                 target.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,7 @@ class Pushes:
                 if self._is_ended or self._due is None:
                     return
                 folder, message = due = self._due
+                self._uploading = folder
             reason = self._push(folder, message)
             with self._changed:
                 if reason is None:

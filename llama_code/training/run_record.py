@@ -1,6 +1,7 @@
 """run.json: what a run was made of and what came out of it."""
 
 import json
+import math
 import platform
 import subprocess
 import tempfile
@@ -80,7 +81,7 @@ def mean_logged_loss(log_history: list[dict[str, float]], start_step: int) -> fl
     """
     total, last_step = 0.0, start_step
     for entry in log_history:
-        if "loss" in entry and entry["step"] > start_step:
+        if "loss" in entry and entry["step"] > start_step and math.isfinite(entry["loss"]):
             total += entry["loss"] * (entry["step"] - last_step)
             last_step = int(entry["step"])
     return total / (last_step - start_step) if last_step > start_step else None

@@ -1,10 +1,12 @@
 """What a run looks at after each step: signals, steps that were skipped, loss spikes, and whether it hangs."""
 
-import faulthandler
 import logging
+import sys
+import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -32,22 +34,19 @@ class RunWatch(TrainerCallback):
         self.trainer, self.requests, self.events = trainer, requests, events
         self.stacks_path = stacks_path
         self.spikes = LossSpikes()
-        self._stacks: TextIO | None = None
         self._last_beat = time.monotonic()
+        self._is_told = False
+        self._is_over = threading.Event()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Begin to watch."""
-        self._stacks = self.stacks_path.open("a")
+        self._is_over.clear()
         self._beat()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Watch no longer."""
-        faulthandler.cancel_dump_traceback_later()
-        if self._stacks is not None:
-            self._stacks.close()
-            self._stacks = None
-        if self.stacks_path.exists() and not self.stacks_path.stat().st_size:
-            self.stacks_path.unlink()
+        self._is_over.set()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save when it is time, save and stop after a signal, stop where the run should go back."""
@@ -86,9 +85,21 @@ class RunWatch(TrainerCallback):
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now - self._last_beat > HANG_SECONDS:
+        if self._is_told:
             self.events.add("hang", seconds=round(now - self._last_beat), stacks=self.stacks_path.name)
             logger.warning(f"nothing happened for {now - self._last_beat:.0f} s; stacks are in {self.stacks_path}")
+            self._is_told = False
         self._last_beat = now
-        if self._stacks is not None:
-            faulthandler.dump_traceback_later(HANG_SECONDS, file=self._stacks)
+
+    def _watch(self) -> None:
+        # Python's own faulthandler needs no lock of Python's, but may crash a process whose threads are running.
+        while not self._is_over.wait(HANG_SECONDS / 10):
+            if time.monotonic() - self._last_beat > HANG_SECONDS and not self._is_told:
+                names = {thread.ident: thread.name for thread in threading.enumerate()}
+                stacks = [
+                    f"{names.get(number)}:\n{''.join(traceback.format_stack(frame))}"
+                    for number, frame in sys._current_frames().items()
+                ]
+                with self.stacks_path.open("a") as file:
+                    file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}\n" + "\n".join(stacks) + "\n")
+                self._is_told = True

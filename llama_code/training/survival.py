@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers.trainer import TRAINER_STATE_NAME
 
 from llama_code.errors import UserError
 from llama_code.training.arguments import Run
@@ -61,7 +62,7 @@ def is_finished(run: Run) -> bool:
     if record is None:
         return False
     settings = {name: value for name, value in record["settings"].items() if name in run.shared}
-    different = differing(settings, run.shared)
+    different = differing({**settings, "dataset": record["dataset"]}, {**run.shared, "dataset": run.arguments.dataset})
     if different:
         name, (before, after) = next(iter(different.items()))
         raise UserError(
@@ -88,6 +89,12 @@ def look_up(run: Run, events: Events) -> tuple[bool, Path | None]:
 def read_data_state(checkpoint: Path) -> dict[str, Any]:
     """How a run goes on with its data."""
     return json.loads((checkpoint / DATA_FILE).read_text())
+
+
+def has_initial_evaluation(checkpoint: Path) -> bool:
+    """Whether a checkpoint's run had been evaluated before its first step: a signal may have cut that short."""
+    history = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["log_history"]
+    return any("eval_bits_per_byte" in entry and entry["step"] == 0 for entry in history)
 
 
 def go_back(run: Run, rows: RunRows | StreamedRows, events: Events, first: int, end: int, num_returns: int) -> Path:
@@ -176,7 +183,7 @@ def is_stopped(trainer: CodeTrainer, signals: StopSignals) -> bool:
 def stop(trainer: CodeTrainer, signals: StopSignals, events: Events) -> int:
     """Save what a signal has ended, if it is not saved yet; returns the exit code."""
     step = trainer.state.global_step
-    if trainer.args.world_size == 1 and trainer.saver.saved_step != step:
+    if trainer.last_save_step != step:
         assert trainer.model is not None
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.saver.wait()

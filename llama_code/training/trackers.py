@@ -9,8 +9,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from llama_code.training.events import Events
 
-# What trackers raise: of files and of networks (requests' errors are OSErrors), and of their own states.
-TRACKER_ERRORS = (OSError, RuntimeError, ValueError, ImportError)
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +46,8 @@ class Tracker(TrainerCallback):
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return getattr(self.tracker, name)(*args, **kwargs)
-        except TRACKER_ERRORS as error:
+        # Each tracker has errors of its own, which have nothing in common, and none is a reason to stop.
+        except Exception as error:
             self.num_errors += 1
             if self.num_errors == 1:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,11 +12,12 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from llama_code.training.bits_per_byte import CodeLength, code_length
-from llama_code.training.checkpoint_saver import WRITE_ERRORS, CheckpointSaver
+from llama_code.training.checkpoint_saver import WRITE_ERRORS, CheckpointSaver, write_error
 from llama_code.training.checks import is_sharded
 from llama_code.training.events import Events
 from llama_code.training.host_copy import HostCopy, fits_on_host, num_bytes
@@ -80,6 +81,7 @@ class CodeTrainer(Trainer):
         self.output_dir = Path(self.args.output_dir)
         self.saver = CheckpointSaver(self.output_dir, events, self.args.save_total_limit)
         self.num_skipped = 0
+        self.last_save_step: int | None = None
         self.evaluation_seconds = 0.0
         self.saving_seconds = 0.0
         self._staged: Path | None = None
@@ -109,6 +111,8 @@ class CodeTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Decide whether the step that comes next is taken: Trainer asks for the norm just before it."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(grad_norm, device=self.args.device)
         if self.args.fp16:  # whose scaler skips steps itself, and needs norms that are not finite to find its scale
             norm = torch.zeros_like(norm)
@@ -146,6 +150,8 @@ class CodeTrainer(Trainer):
         elif self.args.should_save:
             assert self.model is not None
             model: Any = self.model
+            assert output_dir is not None
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # Trainer looks whether it is there
             state = model.state_dict()
             if isinstance(model, PeftModel):
                 trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -191,34 +197,52 @@ class CodeTrainer(Trainer):
         size += sum(x.nbytes for x in self.model.parameters() if x.requires_grad)
         is_copied = not is_sharded(self.args) and fits_on_host(size)
         self._host_copy = HostCopy() if is_copied else _same
-        try:
-            self._staged = self.saver.staged(step)
-            self.accelerator.wait_for_everyone()  # else one could write before another removes what was there
-            super()._save_checkpoint(model, trial)
-            self._name_best()
-            if self.args.should_save:
-                for name, value in self.checkpoint_files(step).items():
-                    write_json(self._staged / name, value)
-            self.accelerator.wait_for_everyone()
-        except WRITE_ERRORS as error:
-            self.saver.fail(step, error)
-        else:
-            if self.args.should_save:
-                blocked_seconds = time.perf_counter() - started
-                self.saver.write(
-                    step,
-                    self._parts,
-                    self.state.best_model_checkpoint,
-                    self.on_saved,
-                    blocked_seconds,
-                    keeps_all=self.guard.is_in_doubt,
-                )
-                if not is_copied:
-                    self.saver.wait()
-        finally:
-            self._staged, self._parts, self._host_copy = None, [], _same
+        self._staged = self.saver.staged_path(step)
+        is_written = self._all_write(lambda: self.saver.staged(step) if self.args.should_save else None)
+        is_written = is_written and self._all_write(lambda: self._stage(model, trial))
+        if is_written and self.args.should_save:
+            blocked_seconds = time.perf_counter() - started
+            self.saver.write(
+                step,
+                self._parts,
+                self.state.best_model_checkpoint,
+                self.on_saved,
+                blocked_seconds,
+                keeps_all=self.guard.is_in_doubt,
+            )
+            if not is_copied:
+                self.saver.wait()
+        self._staged, self._parts, self._host_copy = None, [], _same
+        self.last_save_step = step if is_written else None
         self.requests.has_saved()
         self.saving_seconds += time.perf_counter() - started
+
+    def _all_write(self, write: Callable[[], object]) -> bool:
+        """Write something in each process; returns whether all could, so that all go the same way."""
+        error: Exception | None = None
+        try:
+            write()
+        except WRITE_ERRORS as raised:
+            write_error(raised)  # raises what is not of the disk
+            error = raised
+        if any(gather_object([error is not None])):
+            if self.args.should_save:
+                self.saver.fail(self.state.global_step, error or OSError("another process could not write its part"))
+            return False
+        return True
+
+    def _stage(self, model: nn.Module, trial: Any) -> None:
+        """Let Trainer write and copy a checkpoint, and add what is ours."""
+        super()._save_checkpoint(model, trial)
+        self._name_best()
+        if self.args.should_save:
+            assert self._staged is not None
+            for name, value in self.checkpoint_files(self.state.global_step).items():
+                write_json(self._staged / name, value)
+
+    def _load_best_model(self) -> None:
+        self.saver.wait()
+        super()._load_best_model()
 
     def _name_best(self) -> None:
         """Give the best checkpoint, if it is the staged one, the name that it will have."""

@@ -79,7 +79,7 @@ def test_a_run_that_hangs_writes_its_stacks(tmp_path: Path, monkeypatch: pytest.
     trainer = SimpleNamespace(read_skipped=lambda: None, guard=guard)
     watch = RunWatch(trainer, RunRequests(StopSignals(), 0), Events(tmp_path), stacks)
     watch.on_train_begin()
-    while not stacks.stat().st_size:
+    while not watch._is_told:
         pass
     assert "test_a_run_that_hangs_writes_its_stacks" in stacks.read_text()
     control = SimpleNamespace(should_save=False, should_training_stop=False)
