@@ -11,6 +11,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main` and turn a `UserError` into its sentence on stderr and exit code 2."""
     try:

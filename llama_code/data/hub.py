@@ -14,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNot
 from llama_code.data.document import Document
 from llama_code.data.rows import Row, check_columns, row_documents
 from llama_code.data.sources import SOURCE_FORMS, Source
-from llama_code.errors import UserError
+from llama_code.errors import UserError, first_line
 
 # Where the Python of data sets is that hold many languages.
 OPTIONS = {
@@ -47,7 +47,7 @@ def hub_data_set(spec: str, off: Collection[str]) -> Source:
         ) from error
     except (*FAILURES, ValueError) as error:
         raise UserError(
-            f"--dataset {spec!r} is no path on this machine and could not be opened on the Hub ({_reason(error)}); "
+            f"--dataset {spec!r} is no path on this machine and could not be opened on the Hub ({first_line(error)}); "
             f"give {SOURCE_FORMS}"
         ) from error
     if rows.column_names is not None:
@@ -75,10 +75,6 @@ def _numbered(rows: Iterable[Any], name: str) -> Iterator[Row]:
             yield f"row {number} of {name}", row
     except FAILURES as error:
         raise UserError(
-            f"--dataset: {name} could not be read on after row {number} ({_reason(error)}); run the same command "
+            f"--dataset: {name} could not be read on after row {number} ({first_line(error)}); run the same command "
             "again to go on"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

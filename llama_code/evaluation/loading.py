@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import llama_code.modeling  # noqa: F401  registers the family with the Auto classes
-from llama_code.errors import UserError
+from llama_code.errors import UserError, first_line
 from llama_code.evaluation.vocabulary import Vocabulary
 from llama_code.quantization import quantized
 
@@ -78,7 +78,7 @@ def load_model(source: ModelSource, quantize: str | None = None) -> tuple[PreTra
         )
     # What from_pretrained raises for what it cannot find or does not know, cut files, and weights of other shapes.
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"--model {source.spec!r} cannot be loaded as a causal language model with its tokenizer ({reason}); give "
             "a folder saved by transformers, a GGUF file or a Hub id that this machine can reach"

@@ -115,14 +115,13 @@ def output_lock(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process writes there.
     """
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise UserError(
             f"--output_dir {str(folder)!r} is being written by another process; wait for it, or name another folder"
         ) from error
-    with lock:
+    with held:  # a lock that is entered again would be held twice, and let go of once
         yield
 
 

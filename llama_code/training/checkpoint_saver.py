@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 
+from llama_code.errors import first_line
 from llama_code.training.checkpoints import STAGING_FOLDER, checkpoint_name, commit, remove_oldest
 from llama_code.training.events import Events
 
@@ -23,7 +25,25 @@ def write_error(error: Exception) -> str:
     """Say in words why something could not be written; raises what is not of the disk."""
     if isinstance(error, RuntimeError) and not any(part in str(error) for part in TORCH_SAVE):
         raise error
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+class Staged(NamedTuple):
+    """A checkpoint that is begun.
+
+    Attributes:
+        step: of it.
+        parts: each writes a part of what is missing in its folder.
+        blocked_seconds: for which training waited, told with the rest.
+        limit: how many checkpoints stay, None for all.
+        best: folder of the best checkpoint, which stays besides.
+    """
+
+    step: int
+    parts: Sequence[Callable[[], object]]
+    blocked_seconds: float
+    limit: int | None
+    best: str | None
 
 
 class CheckpointSaver:
@@ -32,14 +52,14 @@ class CheckpointSaver:
     Args:
         output_dir: the run's folder.
         events: the run's.
-        limit: how many checkpoints stay, None for all.
+        on_saved: called with the folder of each checkpoint, in the thread.
 
     Attributes:
         saved_step: step of the last checkpoint that was written, None before there was one.
     """
 
-    def __init__(self, output_dir: Path, events: Events, limit: int | None) -> None:
-        self.output_dir, self.events, self.limit = output_dir, events, limit
+    def __init__(self, output_dir: Path, events: Events, on_saved: Callable[[Path], None]) -> None:
+        self.output_dir, self.events, self.on_saved = output_dir, events, on_saved
         self.saved_step: int | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -56,26 +76,9 @@ class CheckpointSaver:
         """Where a step's checkpoint is made."""
         return self.output_dir / STAGING_FOLDER / checkpoint_name(step)
 
-    def write(
-        self,
-        step: int,
-        parts: Sequence[Callable[[], object]],
-        best: str | None,
-        on_saved: Callable[[Path], None],
-        blocked_seconds: float,
-        keeps_all: bool = False,
-    ) -> None:
-        """Write what is missing in a staged folder, and give it its name, in the thread.
-
-        Args:
-            step: of the checkpoint.
-            parts: each writes a part of it.
-            best: folder of the best checkpoint, which stays.
-            on_saved: called with the folder.
-            blocked_seconds: for which training waited, told with the rest.
-            keeps_all: whether no old checkpoint is removed for it.
-        """
-        self._writing = self._pool.submit(self._write, step, parts, best, on_saved, blocked_seconds, keeps_all)
+    def write(self, staged: Staged) -> None:
+        """Write what is missing of a staged checkpoint, and give it its name, in the thread."""
+        self._writing = self._pool.submit(self._write, staged)
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
@@ -93,35 +96,27 @@ class CheckpointSaver:
             "and training goes on and tries again at the next save"
         )
 
-    def _write(
-        self,
-        step: int,
-        parts: Sequence[Callable[[], object]],
-        best: str | None,
-        on_saved: Callable[[Path], None],
-        blocked_seconds: float,
-        keeps_all: bool = False,
-    ) -> None:
+    def _write(self, staged: Staged) -> None:
         started = time.perf_counter()
         try:
-            for part in parts:
+            for part in staged.parts:
                 part()
-            folder, manifest = commit(self.output_dir, step)
+            folder, manifest = commit(self.output_dir, staged.step)
         except WRITE_ERRORS as error:
-            self.fail(step, error)
+            self.fail(staged.step, error)
             return
-        self.saved_step = step
+        self.saved_step = staged.step
         seconds = time.perf_counter() - started
         num_bytes = sum(facts["size"] for facts in manifest["files"].values())
-        times = {"seconds": round(seconds, 3), "blocked_seconds": round(blocked_seconds, 3)}
+        times = {"seconds": round(seconds, 3), "blocked_seconds": round(staged.blocked_seconds, 3)}
         facts = {**times, "bytes": num_bytes, "sha256": manifest["sha256"]}
-        self.events.add("save", step=step, checkpoint=folder.name, **facts)
+        self.events.add("save", step=staged.step, checkpoint=folder.name, **facts)
         try:
-            on_saved(folder)
+            self.on_saved(folder)
         except OSError as error:
             logger.warning(f"{folder.name} is saved, and what should follow could not be done ({error.strerror})")
         try:
-            removed = remove_oldest(self.output_dir, None if keeps_all else self.limit, best)
+            removed = remove_oldest(self.output_dir, staged.limit, staged.best)
         except OSError as error:
             logger.warning(f"an old checkpoint could not be removed ({error.strerror}); remove it by hand")
             return

@@ -32,15 +32,6 @@ class HostCopy:
         return self._copies[place]
 
 
-def num_bytes(value: Any) -> int:
-    """Bytes of the tensors of a nested state; what is shared is counted each time."""
-    if isinstance(value, dict):
-        return sum(map(num_bytes, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(num_bytes, value))
-    return value.nbytes if isinstance(value, Tensor) else 0
-
-
 def fits_on_host(size: int) -> bool:
     """Whether the host has memory for a copy of so many bytes, and some to spare."""
     return size * 1.1 < psutil.virtual_memory().available

@@ -1,10 +1,11 @@
 """One process at a time trains in a folder."""
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from llama_code.errors import UserError
 from llama_code.training.events import process_facts
@@ -20,19 +21,16 @@ def run_lock(output_dir: Path) -> Iterator[None]:
         UserError: another process holds it.
     """
     path = output_dir / LOCK_FILE
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"--output_dir {str(output_dir)!r} is in use by {_owner(file.read())}; wait for it, stop it or name "
-                "another folder"
-            ) from None
-        file.truncate(0)
-        file.write(json.dumps(process_facts()) + "\n")
-        file.flush()
-        yield  # the file stays: removed, it could be held by two, each with a file of its own under the same name
+    try:
+        held = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"--output_dir {str(output_dir)!r} is in use by {_owner(path.read_text())}; wait for it, stop it or name "
+            "another folder"
+        ) from None
+    with held:
+        path.write_text(json.dumps(process_facts()) + "\n")
+        yield
 
 
 def _owner(text: str) -> str:

@@ -77,12 +77,10 @@ def look_up(run: Run, events: Events) -> tuple[bool, Path | None]:
     named, output_dir = run.training_arguments.resume_from_checkpoint, run.output_dir
     found: list[tuple[bool, Path | None]] = [(False, None)]
     if run.training_arguments.process_index == 0:
-        is_through = is_finished(run)
-        if not is_through:
-            checkpoint = take_named(named, output_dir, events) if named else find_checkpoint(output_dir, events)
-            found = [(False, checkpoint)]
-        else:
+        if is_finished(run):
             found = [(True, None)]
+        else:
+            found = [(False, take_named(named, output_dir, events) if named else find_checkpoint(output_dir, events))]
     return broadcast_object_list(found)[0] if run.training_arguments.world_size > 1 else found[0]
 
 
@@ -121,8 +119,9 @@ def go_back(run: Run, rows: RunRows | StreamedRows, events: Events, first: int, 
         raise UserError(f"{what}, and there is no checkpoint before them to go back to; {remedy}")
     step, checkpoint = whole
     if run.training_arguments.process_index == 0:
-        for _, newer in [(other, path) for other, path in list_checkpoints(output_dir) if other > step]:
-            set_aside(newer)
+        for other, newer in list_checkpoints(output_dir):
+            if other > step:
+                set_aside(newer)
     first_row, end_row = step * run.plan.batch_rows, min(end * run.plan.batch_rows, len(rows))
     skipped = rows.describe(first_row, end_row)
     rows.skip(first_row, end_row)

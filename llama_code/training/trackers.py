@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from llama_code.errors import first_line
 from llama_code.training.events import Events
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Tracker(TrainerCallback):
         except Exception as error:
             self.num_errors += 1
             if self.num_errors == 1:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 self.events.add("tracker_failed", tracker=self.name, reason=reason)
                 logger.warning(f"{self.name} failed ({reason}); training goes on without it and it is tried again")
             self.tracker = type(self.tracker)()

@@ -17,10 +17,10 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from llama_code.training.bits_per_byte import CodeLength, code_length
-from llama_code.training.checkpoint_saver import WRITE_ERRORS, CheckpointSaver, write_error
+from llama_code.training.checkpoint_saver import WRITE_ERRORS, CheckpointSaver, Staged, write_error
 from llama_code.training.checks import is_sharded
 from llama_code.training.events import Events
-from llama_code.training.host_copy import HostCopy, fits_on_host, num_bytes
+from llama_code.training.host_copy import HostCopy, fits_on_host
 from llama_code.training.nonfinite_guard import NonFiniteGuard, Skipped, skip_on_device
 from llama_code.training.optimizers import EIGHT_BITS
 from llama_code.training.run_record import write_json
@@ -75,11 +75,11 @@ class CodeTrainer(Trainer):
         self.z_loss = z_loss
         self.events = events
         self.checkpoint_files, self.describe_rows = checkpoint_files, describe_rows
-        self.on_saved, self.requests = on_saved, requests
+        self.requests = requests
         self.guard = NonFiniteGuard(self.args.device, self.args.world_size)
         assert self.args.output_dir is not None
         self.output_dir = Path(self.args.output_dir)
-        self.saver = CheckpointSaver(self.output_dir, events, self.args.save_total_limit)
+        self.saver = CheckpointSaver(self.output_dir, events, on_saved)
         self.num_skipped = 0
         self.last_save_step: int | None = None
         self.evaluation_seconds = 0.0
@@ -192,30 +192,31 @@ class CodeTrainer(Trainer):
         """Save a checkpoint: what waits for training is the copy, not the disk."""
         started, step = time.perf_counter(), self.state.global_step
         self.read_skipped(all_steps=True)
-        assert self.model is not None and self.optimizer is not None
-        size = num_bytes(self.optimizer.state_dict()["state"])
-        size += sum(x.nbytes for x in self.model.parameters() if x.requires_grad)
-        is_copied = not is_sharded(self.args) and fits_on_host(size)
+        is_copied = self._can_be_copied()
         self._host_copy = HostCopy() if is_copied else _same
         self._staged = self.saver.staged_path(step)
         is_written = self._all_write(lambda: self.saver.staged(step) if self.args.should_save else None)
         is_written = is_written and self._all_write(lambda: self._stage(model, trial))
         if is_written and self.args.should_save:
+            # The run may have to go back to an old one.
+            limit = None if self.guard.is_in_doubt else self.args.save_total_limit
             blocked_seconds = time.perf_counter() - started
-            self.saver.write(
-                step,
-                self._parts,
-                self.state.best_model_checkpoint,
-                self.on_saved,
-                blocked_seconds,
-                keeps_all=self.guard.is_in_doubt,
-            )
+            self.saver.write(Staged(step, self._parts, blocked_seconds, limit, self.state.best_model_checkpoint))
             if not is_copied:
                 self.saver.wait()
         self._staged, self._parts, self._host_copy = None, [], _same
         self.last_save_step = step if is_written else None
         self.requests.has_saved()
         self.saving_seconds += time.perf_counter() - started
+
+    def _can_be_copied(self) -> bool:
+        """Whether a checkpoint is this process's to write, whole, and the host has memory for a copy of it."""
+        if is_sharded(self.args) or not self.args.should_save:
+            return False
+        assert self.model is not None and self.optimizer is not None
+        states = (x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor))
+        trained = (x for x in self.model.parameters() if x.requires_grad)
+        return fits_on_host(sum(x.nbytes for x in (*states, *trained)))
 
     def _all_write(self, write: Callable[[], object]) -> bool:
         """Write something in each process; returns whether all could, so that all go the same way."""

@@ -105,6 +105,8 @@ def test_a_folder_is_a_size_of_ones_own(tmp_path: Path) -> None:
         (["--restart", "--resume_from_checkpoint", "x"], "--restart contradicts --resume_from_checkpoint 'x'; leave"),
         (["--allow_change", "optim"], "--allow_change 'optim' is nothing that may change on the way; it may be"),
         (["--save_minutes", "-1"], "--save_minutes -1.0 is not 0 or more"),
+        (["--train_sampling_strategy", "random"], "--train_sampling_strategy and --ignore_data_skip would give other"),
+        (["--ignore_data_skip", "true"], "--train_sampling_strategy and --ignore_data_skip would give other rows"),
         (["--save_only_model", "true"], "--save_only_model true would write checkpoints that no run can go on from"),
         (["--auto_find_batch_size", "true"], "--auto_find_batch_size true would change the batch; leave it out"),
         (["--dataset", "x", "--max_steps", "99"], "--max_steps 99 is more than the 16 steps"),

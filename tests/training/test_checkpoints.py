@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llama_code.errors import UserError
-from llama_code.training.checkpoint_saver import CheckpointSaver
+from llama_code.training.checkpoint_saver import CheckpointSaver, Staged
 from llama_code.training.checkpoints import commit, list_checkpoints, newest_whole, remove_oldest, set_aside
 from llama_code.training.events import EVENTS_FILE, Events, read_events
 from llama_code.training.host_copy import HostCopy
@@ -149,7 +149,8 @@ def test_a_disk_that_is_too_small(folder: Path, caplog: pytest.LogCaptureFixture
 
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:
     """What is there stays, and the next save is as if nothing had been."""
-    saver = CheckpointSaver(folder, Events(folder), None)
+    saved: list[Path] = []
+    saver = CheckpointSaver(folder, Events(folder), saved.append)
     staged = saver.staged(16)
 
     def fail() -> None:
@@ -157,24 +158,36 @@ def test_a_folder_that_cannot_be_written(folder: Path) -> None:
         (staged / "half").touch()
         raise OSError(28, "No space left on device")
 
-    saver.write(16, [fail], None, lambda path: None, 0.0)
+    saver.write(Staged(16, [fail], 0.0, None, None))
     saver.wait()
     assert saver.saved_step is None and not (folder / ".saving").exists() and len(list_checkpoints(folder)) == 3
     assert read_events(folder)[-1] | {"time": 0, "date": 0} == {
         "time": 0, "date": 0, "event": "save_failed", "step": 16, "reason": "No space left on device"
     }  # fmt: skip
     saver.staged(16)
-    saved: list[Path] = []
-    saver.write(16, [lambda: stage(folder, 16)], None, saved.append, 0.5)
+    saver.write(Staged(16, [lambda: stage(folder, 16)], 0.5, None, None))
     saver.wait()
     assert saver.saved_step == 16 and saved == [folder / "checkpoint-16"] and damage(saved[0], 16) is None
 
     def fail_otherwise() -> None:
         raise RuntimeError("a bug")
 
-    saver.write(20, [fail_otherwise], None, saved.append, 0.0)
+    saver.write(Staged(20, [fail_otherwise], 0.0, None, None))
     with pytest.raises(RuntimeError, match="a bug"):
         saver.wait()
+
+
+def test_an_error_after_a_save_is_no_error_of_the_next(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    saver = CheckpointSaver(folder, Events(folder), fail)
+    for step in (16, 20):
+        saver.staged(step)
+        saver.write(Staged(step, [lambda step=step: stage(folder, step)], 0.0, 2, None))
+        saver.wait()
+    assert [step for step, _ in list_checkpoints(folder)] == [20, 16]
+    assert "checkpoint-20 is saved, and what should follow could not be done (No space left" in caplog.text
 
 
 def test_copies_on_the_host() -> None:

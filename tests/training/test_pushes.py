@@ -42,7 +42,10 @@ def test_pushes_are_tried_again_and_leave_states_at_home(
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     events = Events(tmp_path)
     queue = Pushes(arguments, events)
+    waiting = Path(arguments.output_dir, ".pushing", "checkpoint-0")
+    waiting.mkdir(parents=True)
     queue.push_checkpoint(Path(arguments.output_dir, "checkpoint-4"))
+    assert not waiting.exists()  # the newest is what is pushed
     assert queue.finish() and not Path(arguments.output_dir, ".pushing").exists()
     queue = Pushes(arguments, events)
     queue.push_run()

@@ -171,6 +171,20 @@ def test_the_end_of_a_run_can_be_interrupted_too(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from_step"] == STEPS
 
 
+def test_the_best_checkpoint_stays_and_is_loaded(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the first, since the loss is to be high."""
+    argv += ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
+    assert run(monkeypatch, [*argv, "--eval_strategy", "steps", "--eval_steps", "4"]) == 0
+    kept = dict(list_checkpoints(tmp_path / "run"))
+    assert sorted(kept) == [4, STEPS - 4, STEPS]
+    ours, best = (load_file(path / "model.safetensors") for path in (tmp_path / "run", kept[4]))
+    assert all(torch.equal(ours[name], best[name]) for name in best)
+    state = json.loads((kept[STEPS] / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "run" / "checkpoint-4")
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_told(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,12 +254,15 @@ def test_out_of_memory_halves_the_forward_pass(
 def test_trackers_fail_and_training_goes_on(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    writes = []
+    class TrackerError(Exception):
+        """Of a class that only the tracker knows."""
+
+    writes, errors = [], [TrackerError, OSError]
 
     def write(self: object, *args: object) -> None:
         writes.append(args)
         if len(writes) in (3, 4):
-            raise OSError("tracker is down")
+            raise errors.pop()("tracker is down")
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", write)
     assert run(monkeypatch, [*argv, "--report_to", "tensorboard"]) == 0
